@@ -1,0 +1,453 @@
+"""All seven calls of the provider."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Self, TypeVar
+from urllib.parse import quote
+
+from pydantic import ValidationError
+
+from api_client import listing, media
+from api_client.answers import (
+    Answer,
+    Balance,
+    CancelAnswer,
+    Presigned,
+    Submitted,
+    Task,
+    TaskPage,
+    TaskStatus,
+    Uploaded,
+)
+from api_client.config import ClientConfig
+from api_client.envelope import Envelope, decode, loads
+from api_client.errors import (
+    ApiError,
+    Disposition,
+    InvalidRequest,
+    StorageRefused,
+    TaskNotFound,
+    WaitTimeout,
+)
+from api_client.request import GenerationRequest
+from api_client.transport import Reply, Transport
+from api_client.upload import Body, Progress
+from api_client.verdicts import SUCCESS, Endpoint, classify, error_class
+
+USER_AGENT: Final = "seedance-worker"
+
+_Answer = TypeVar("_Answer", bound=Answer)
+_T = TypeVar("_T")
+
+
+class SeedanceClient:
+    """The Seedance 2.0 API. Threads may share one; a forked process needs its own.
+
+    `throttle` is called with the endpoint's name before each request to the API, and may block;
+    `sleep` and `uniform` are there for tests.
+
+    Every call raises `ApiError`, whose `disposition` says what may be done, and `InvalidRequest`
+    before anything is sent. Calls with `retry` repeat what may be repeated (`Disposition.RETRY`)
+    up to `config.max_attempts` times, with growing random pauses; without it they make exactly
+    one request.
+    """
+
+    def __init__(
+        self,
+        config: ClientConfig,
+        throttle: Callable[[str], None] | None = None,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self.config = config
+        self._throttle = throttle
+        self._sleep = sleep
+        self._uniform = uniform
+        common = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
+        self._api = Transport(
+            config, {**common, "Accept": "application/json", "X-API-Key": config.api_key}
+        )
+        # The storage is another host: it must never see the key.
+        self._storage = Transport(config, common)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"SeedanceClient({self.config.base_url})"
+
+    def close(self) -> None:
+        """Closes all idle connections."""
+        self._api.close()
+        self._storage.close()
+
+    # Generations
+
+    def submit(
+        self,
+        request: GenerationRequest,
+        *,
+        before_send: Callable[[], None] | None = None,
+        retry: bool = True,
+        throttled: bool = False,
+    ) -> Submitted:
+        """Starts a generation: `POST /api/v1/video/task`.
+
+        There is no idempotency key. `retry` repeats only what the provider has definitely refused,
+        or what was never sent; an `ApiError` that is AMBIGUOUS may have made a task, which the task
+        list shows. `before_send` runs when the connection stands, just before the first byte of
+        each POST; what it raises comes out unchanged, and nothing is written. `throttled` says that
+        the caller has waited for the throttle already (it holds for the first POST).
+
+        "Concurrency limit reached, task is queued" with a task id in it is a success: the task
+        exists, with the status `queued`.
+        """
+        body = json.dumps(request.body(), ensure_ascii=False).encode()
+        try:
+            return self._call(
+                Submitted,
+                "submit",
+                "POST",
+                "/api/v1/video/task",
+                body=body,
+                before_send=before_send,
+                retry=retry,
+                throttled=throttled,
+            )
+        except ApiError as error:
+            if error.code == "CONCURRENCY_LIMIT_REACHED" and error.task_id:
+                return Submitted(
+                    task_id=error.task_id, status=TaskStatus.QUEUED, exchange=error.exchange
+                )
+            raise
+
+    def get(self, task_id: str, *, retry: bool = True) -> Task:
+        """`GET /api/v1/video/task/{task_id}`. A task that has failed is a successful answer."""
+        return self._call(Task, "get", "GET", _task_path(task_id), retry=retry)
+
+    def list_tasks(
+        self,
+        page: int = 1,
+        page_size: int = 100,
+        status: str | None = None,
+        *,
+        retry: bool = True,
+    ) -> TaskPage:
+        """One page of `GET /api/v1/video/tasks`, counted from 1, of 1 to 100 tasks."""
+        params = {
+            "page": str(_whole("page", page, 1, None)),
+            "page_size": str(_whole("page_size", page_size, 1, 100)),
+        }
+        if status is not None:
+            params["status"] = str(status)
+        return self._call(
+            TaskPage, "list", "GET", "/api/v1/video/tasks", params=params, retry=retry
+        )
+
+    def iter_tasks(self, status: str | None = None, page_size: int = 100) -> Iterator[Task]:
+        """All tasks, each once, as first seen; see `api_client.listing` for what drift may do.
+
+        Tasks made meanwhile may or may not appear. For a decision that costs money read pages
+        yourself and judge whether the reading was complete.
+        """
+        return listing.iterate(
+            lambda page: self.list_tasks(page, page_size, status),
+            _whole("page_size", page_size, 1, 100),
+        )
+
+    def cancel(self, task_id: str, *, retry: bool = True) -> CancelAnswer:
+        """`POST /api/v1/video/task/{task_id}/cancel`: an attempt only, so keep following the task.
+
+        Raises `CancelNotAllowed` if it is past that, which `get` explains.
+        """
+        path = f"{_task_path(task_id)}/cancel"
+        return self._call(CancelAnswer, "cancel", "POST", path, retry=retry)
+
+    def wait(
+        self,
+        task_id: str,
+        *,
+        timeout: float = 1800.0,
+        on_progress: Callable[[Task], None] | None = None,
+        interval: float = 5.0,
+        grace: float = 60.0,
+    ) -> Task:
+        """Polls until the task has ended, however it has; for scripts.
+
+        `interval` (seconds) grows to twice itself; the provider advises 5–10. `on_progress` gets
+        every reading. Outages are sat out, and for the first `grace` seconds a task that is not
+        found is taken for one that is not visible yet. Raises `WaitTimeout` after `timeout`.
+        """
+        started = time.monotonic()
+        task: Task | None = None
+        pause = interval
+        while True:
+            waited = time.monotonic() - started
+            try:
+                task = self.get(task_id)
+            except TaskNotFound:
+                if waited > grace:
+                    raise
+            except ApiError as error:
+                if error.disposition is not Disposition.RETRY:
+                    raise
+                pause = max(pause, min(error.retry_after or 0.0, self.config.max_retry_after))
+            else:
+                if on_progress is not None:
+                    on_progress(task)
+                if task.terminal:
+                    return task
+            if time.monotonic() - started + pause > timeout:
+                raise WaitTimeout(task_id, timeout, task)
+            self._sleep(pause)
+            pause = min(pause * 1.25, interval * 2)
+
+    # References
+
+    def presign(self, filename: str, content_type: str, *, retry: bool = True) -> Presigned:
+        """`POST /api/v1/video/upload/presign`: where to PUT a file, for a limited time."""
+        if content_type not in media.EXTENSIONS.values():
+            allowed = ", ".join(dict.fromkeys(media.EXTENSIONS.values()))
+            raise InvalidRequest("content_type", content_type, allowed)
+        params = {"filename": media.check_filename(filename), "content_type": content_type}
+        return self._call(
+            Presigned, "presign", "POST", "/api/v1/video/upload/presign", params=params, retry=retry
+        )
+
+    def put(self, presigned: Presigned, body: BinaryIO, *, size: int, content_type: str) -> None:
+        """Sends `size` bytes, from where `body` stands, to the storage.
+
+        `content_type` must be the one that was presigned. Repeated from the same place if the
+        storage is unwell; `StorageRefused` with 403 means an expired URL or another type.
+        """
+        self._put(presigned, body, size, content_type, None)
+
+    def upload(
+        self,
+        file: Path | BinaryIO,
+        *,
+        filename: str | None = None,
+        content_type: str | None = None,
+        progress: Progress | None = None,
+    ) -> Uploaded:
+        """Checks a file, asks for a URL and streams it there; presigns once more after a 403.
+
+        An open file must be seekable and is read from where it stands. The type is told by content
+        and extension, which must agree; `content_type`, if given, must agree as well.
+        """
+        with ExitStack() as stack:
+            source: BinaryIO
+            if isinstance(file, Path):
+                source = stack.enter_context(file.open("rb"))
+                name = filename or file.name
+            else:
+                source = file
+                name = filename or _name_of(file)
+            if not source.seekable():
+                raise InvalidRequest("file", name, "a file that can be rewound")
+            name = media.check_filename(name)
+            start = source.tell()
+            found = media.media_type(source.read(media.HEAD), name)
+            if content_type not in (None, found):
+                raise InvalidRequest("content_type", content_type, f"{found}, as {name} is")
+            size = source.seek(0, 2) - start
+
+            def attempt() -> tuple[Presigned, str]:
+                source.seek(start)
+                presigned = self.presign(name, found)
+                return presigned, self._put(presigned, source, size, found, progress)
+
+            try:
+                presigned, sha256 = attempt()
+            except StorageRefused as error:
+                if error.http_status != 403:
+                    raise
+                presigned, sha256 = attempt()
+        return Uploaded(presigned.file_path, sha256, size, found)
+
+    # Account
+
+    def balance(self, *, retry: bool = True) -> Balance:
+        """`GET /api/v1/video/balance`, in credits."""
+        return self._call(Balance, "balance", "GET", "/api/v1/video/balance", retry=retry)
+
+    # Machinery
+
+    def _call(
+        self,
+        kind: type[_Answer],
+        endpoint: Endpoint,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        before_send: Callable[[], None] | None = None,
+        retry: bool,
+        throttled: bool = False,
+    ) -> _Answer:
+        tokens = 1 if throttled else 0
+
+        def once() -> _Answer:
+            nonlocal tokens
+            if tokens:
+                tokens -= 1
+            elif self._throttle is not None:
+                self._throttle(endpoint)
+            reply = self._api.exchange(
+                endpoint,
+                method,
+                self.config.base_url + path,
+                params=params,
+                headers={"Content-Type": "application/json"} if body is not None else None,
+                body=body,
+                before_send=before_send,
+                total=self.config.total_timeout,
+            )
+            return self._interpret(kind, endpoint, reply)
+
+        return self._repeat(once, retry=retry)
+
+    def _put(
+        self,
+        presigned: Presigned,
+        source: BinaryIO,
+        size: int,
+        content_type: str,
+        progress: Progress | None,
+    ) -> str:
+        """Returns the SHA-256 of what was sent."""
+        _whole("size", size, 1, None)
+        seekable = source.seekable()
+        start = source.tell() if seekable else 0
+
+        def once() -> str:
+            if seekable:
+                source.seek(start)
+            total = self.config.upload_timeout
+            body = Body(source, size, total, progress)
+            reply = self._storage.exchange(
+                "storage",
+                "PUT",
+                presigned.presigned_url,
+                headers={"Content-Type": content_type},
+                body=body,
+                total=total,
+            )
+            if not 200 <= reply.status < 300:
+                # The storage's own answer may quote the signed request: it isn't repeated here.
+                raise self._error("storage", Envelope(), reply, "the storage refused the file")
+            return body.sha256
+
+        return self._repeat(once, retry=seekable)
+
+    def _interpret(self, kind: type[_Answer], endpoint: Endpoint, reply: Reply) -> _Answer:
+        envelope = decode(reply.body)
+        if envelope.code == SUCCESS and isinstance(envelope.result, dict):
+            try:
+                result = envelope.result
+                if kind is TaskPage:
+                    result = _readable_items(result)
+                return kind.model_validate({**result, "exchange": reply.exchange})
+            except ValidationError:
+                pass
+        message = envelope.message
+        if envelope.code == SUCCESS:
+            message = "the answer says success, but has no usable result"
+        elif not envelope.code:
+            message = "the answer is not the provider's"
+        raise self._error(endpoint, envelope, reply, message)
+
+    def _error(
+        self, endpoint: Endpoint, envelope: Envelope, reply: Reply, message: str
+    ) -> ApiError:
+        kind = error_class(endpoint, envelope.code, reply.status)
+        return kind(
+            # A provider that quotes the key would have it in every log.
+            message.replace(self.config.api_key, "…"),
+            endpoint=endpoint,
+            disposition=classify(endpoint, envelope.code, reply.status),
+            code=envelope.code,
+            http_status=reply.status,
+            retry_after=reply.retry_after,
+            task_id=envelope.task_id,
+            exchange=reply.exchange,
+        )
+
+    def _repeat(self, once: Callable[[], _T], *, retry: bool) -> _T:
+        attempt = 0
+        while True:
+            try:
+                return once()
+            except ApiError as error:
+                attempt += 1
+                pause = self._pause(attempt, error.retry_after)
+                if (
+                    not retry
+                    or error.disposition is not Disposition.RETRY
+                    or attempt >= self.config.max_attempts
+                    or pause is None
+                ):
+                    raise
+            self._sleep(pause)
+
+    def _pause(self, attempt: int, retry_after: float | None) -> float | None:
+        """Seconds before the next attempt, None if the server asks for more than is waited for."""
+        config = self.config
+        # Full jitter: threads that failed together must not come back together.
+        if retry_after is not None:
+            if retry_after > config.max_retry_after:
+                return None
+            return retry_after + self._uniform(0.0, config.backoff_base)
+        ceiling = min(config.backoff_cap, config.backoff_base * 2.0 ** min(attempt - 1, 30))
+        return self._uniform(0.0, ceiling)
+
+
+def _task_path(task_id: str) -> str:
+    if not isinstance(task_id, str) or not task_id.strip(".").strip():
+        # "." and ".." would change the path.
+        raise InvalidRequest("task_id", task_id, "the text that a submit gave")
+    return f"/api/v1/video/task/{quote(task_id, safe='')}"
+
+
+def _whole(field: str, value: int, least: int, most: int | None) -> int:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or value < least
+        or (most is not None and value > most)
+    ):
+        bound = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise InvalidRequest(field, value, f"a whole number {bound}")
+    return value
+
+
+def _name_of(file: BinaryIO) -> str:
+    name = getattr(file, "name", None)
+    if not isinstance(name, str):
+        raise InvalidRequest("filename", name, "a name, since this file has none of its own")
+    return Path(name).name
+
+
+def _readable_items(result: dict[str, Any]) -> dict[str, Any]:
+    """Items as objects (the document's example shows them as JSON strings)."""
+    items = result.get("data")
+    if not isinstance(items, list):
+        return result
+    tasks, unreadable = [], []
+    for item in items:
+        try:
+            tasks.append(Task.model_validate(loads(item) if isinstance(item, str) else item))
+        except ValueError:
+            unreadable.append(item)
+    return {**result, "data": tuple(tasks), "unreadable": tuple(unreadable)}

@@ -1,0 +1,52 @@
+"""Keep secrets out of text: presigned and signed URLs are as good as keys while they live.
+
+`redact` drops the query, the fragment and any user name of every URL in a text. It is used for
+reprs, for messages of exceptions and for what the HTTP library logs.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+# A URL, or the path-and-query form in which HTTP libraries print it.
+_QUERY = re.compile(r"""((?:[a-z][a-z0-9+.-]*://|/)[^\s'"<>?#]*)[?#][^\s'"<>]*""", re.IGNORECASE)
+_USER = re.compile(r"""([a-z][a-z0-9+.-]*://)[^\s'"<>/?#@]*@""", re.IGNORECASE)
+
+
+def redact(text: str) -> str:
+    """`https://h/p?token=x` becomes `https://h/p?…`; text without URLs is returned as it is."""
+    return _QUERY.sub(r"\1?…", _USER.sub(r"\1…@", text))
+
+
+def redact_all(value: Any) -> Any:
+    """The same for every string inside dicts, lists and tuples (a copy; keys are left alone)."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {key: redact_all(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(redact_all(item) for item in value)
+    return value
+
+
+def shown(value: Any, limit: int = 80) -> str:
+    """A value for a message: its repr, without queries, and short."""
+    text = repr(redact_all(value))
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+class QueryFilter(logging.Filter):
+    """Drops queries from log records, as long as `active()` says that they are ours."""
+
+    def __init__(self, active: Any) -> None:
+        super().__init__()
+        self._active = active
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if self._active():
+            record.msg, record.args = redact(record.getMessage()), None
+            # A foreign traceback would carry the URL in its message.
+            record.exc_info = record.exc_text = None
+        return True
