@@ -1,0 +1,127 @@
+"""Storage and CDN over HTTP, at an origin of their own: the API key must never get there."""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable
+from importlib.resources import files
+from pathlib import Path
+
+from aiohttp import web
+
+from simulator.answers import Answer
+from simulator.effects import NO_EFFECT, Effect
+from simulator.faults import Subject
+from simulator.http_api import send
+from simulator.storage import BUCKET, StorageError, Upload
+from simulator.world import World
+
+ASSETS = Path(str(files("simulator") / "assets"))
+VIDEO, LAST_FRAME = ASSETS / "video.mp4", ASSETS / "last_frame.jpg"
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class HttpStorage:
+    """Presigned PUTs and signed GETs as aiohttp handlers."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def routes(self) -> list[web.RouteDef]:
+        """The routes of storage and CDN."""
+        return [
+            web.put(f"/{BUCKET}/{{path:.+}}", self._put),
+            web.get("/cdn/{name}", self._media),
+        ]
+
+    async def _put(self, request: web.Request) -> web.StreamResponse:
+        return await self._handle("put", request, self._store)
+
+    async def _media(self, request: web.Request) -> web.StreamResponse:
+        return await self._handle("cdn", request, self._serve)
+
+    async def _handle(
+        self, endpoint: str, request: web.Request, process: Handler
+    ) -> web.StreamResponse:
+        records, path = self.world.records, request.path
+        records.received(endpoint)
+        if "X-API-Key" in request.headers:
+            records.key_leaks += 1
+        name, effect = self._fault(endpoint, path)
+        if effect.delay_before:
+            await asyncio.sleep(effect.delay_before)
+        response: web.StreamResponse = web.Response()
+        outcome = "not processed"
+        try:
+            if effect.process:
+                response = await process(request)
+                outcome = str(response.status)
+        except StorageError as error:
+            outcome = f"{error.status} {error.code}"
+            response = _refusal(error)
+        if effect.delay_after:
+            await asyncio.sleep(effect.delay_after)
+        records.done(endpoint, outcome, time=self.world.clock.wall(), fault=name, about=path)
+        if effect.drop:
+            return await send(request, Answer(), drop=True)
+        if effect.reshape is not None:
+            return _reshaped(effect)
+        return response
+
+    def _fault(self, endpoint: str, path: str) -> tuple[str | None, Effect]:
+        fault = self.world.faults.pick(Subject(endpoint, text=path))
+        return (None, NO_EFFECT) if fault is None else (fault.order.kind, fault.effect)
+
+    async def _store(self, request: web.Request) -> web.StreamResponse:
+        upload = self.world.uploads.check_put(
+            request.match_info["path"],
+            request.query,
+            request.headers,
+            self.world.clock.validity_now(),
+        )
+        data = await self._receive(request, upload)
+        upload.data = data
+        upload.puts += 1
+        digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        return web.Response(headers={"ETag": f'"{digest}"'})
+
+    async def _receive(self, request: web.Request, upload: Upload) -> bytes:
+        limit = self.world.config.max_upload_bytes
+        if (request.content_length or 0) > limit:
+            upload.refusals.append("EntityTooLarge")
+            raise StorageError(400, "EntityTooLarge", f"At most {limit} bytes are taken")
+        data = bytearray()
+        async for chunk in request.content.iter_chunked(2**16):
+            data += chunk
+        return bytes(data)
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["name"]
+        if "X-API-Key" in request.headers:
+            raise StorageError(400, "InvalidRequest", "The API key must not be sent to the CDN")
+        self.world.signer.check_media(name, request.query, self.world.clock.validity_now())
+        task = self.world.tasks.find(name.partition(".")[0])
+        if task is None:
+            raise StorageError(404, "NoSuchKey", "The video is gone")
+        return web.FileResponse(VIDEO if name.endswith(".mp4") else LAST_FRAME)
+
+
+def _refusal(error: StorageError) -> web.Response:
+    return web.Response(status=error.status, body=error.xml(), content_type="application/xml")
+
+
+def _reshaped(effect: Effect) -> web.StreamResponse:
+    """Faults that speak in envelopes, put into storage's own words."""
+    answer = Answer() if effect.reshape is None else effect.reshape(Answer())
+    if answer.raw is not None:
+        return web.Response(
+            status=answer.status,
+            body=answer.raw,
+            content_type=answer.content_type,
+            headers=answer.headers,
+        )
+    code = str(answer.envelope.get("code", "InternalError"))
+    status = answer.status if answer.status >= 400 else 500
+    response = _refusal(StorageError(status, code, str(answer.envelope.get("message", ""))))
+    response.headers.update(answer.headers)
+    return response
