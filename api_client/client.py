@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self, TypeVar
 from urllib.parse import quote
 
 from pydantic import ValidationError
@@ -25,7 +24,6 @@ from api_client.answers import (
     TaskStatus,
     Uploaded,
 )
-from api_client.config import ClientConfig
 from api_client.envelope import Envelope, decode, loads
 from api_client.errors import (
     ApiError,
@@ -35,10 +33,15 @@ from api_client.errors import (
     TaskNotFound,
     WaitTimeout,
 )
-from api_client.request import GenerationRequest
 from api_client.transport import Reply, Transport
 from api_client.upload import Body, Progress
 from api_client.verdicts import SUCCESS, Endpoint, classify, error_class
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from api_client.config import ClientConfig
+    from api_client.request import GenerationRequest
 
 USER_AGENT: Final = "seedance-worker"
 

@@ -55,6 +55,13 @@ class SeedanceError(Exception):
         return _rebuild, (type(self), self.args, self.__dict__)
 
 
+class Missing:
+    """The value of a field that was not given."""
+
+    def __repr__(self) -> str:
+        return "missing"
+
+
 def _rebuild(
     kind: type[SeedanceError], args: tuple[Any, ...], state: dict[str, Any]
 ) -> SeedanceError:
@@ -73,7 +80,7 @@ class InvalidRequest(SeedanceError):  # noqa: N818 - a name of the public interf
         self.field = field
         self.value = value
         self.allowed = allowed
-        self.problems = (f"{field}: {shown(value)} is refused; allowed: {allowed}", *more)
+        self.problems = (f"{field} is {shown(value)}; allowed: {allowed}", *more)
         """One line for each thing that is wrong."""
         super().__init__("; ".join(self.problems))
 

@@ -7,10 +7,12 @@ duplicates are dropped, and unless a pass is known to be complete the list is re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from api_client.answers import Task, TaskPage
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from api_client.answers import Task, TaskPage
 
 MAX_PASSES: Final = 3
 """How often the list is read at most. Faster drift than that may still hide a task."""

@@ -10,14 +10,30 @@ import logging
 import re
 from typing import Any
 
-# A URL, or the path-and-query form in which HTTP libraries print it.
-_QUERY = re.compile(r"""((?:[a-z][a-z0-9+.-]*://|/)[^\s'"<>?#]*)[?#][^\s'"<>]*""", re.IGNORECASE)
-_USER = re.compile(r"""([a-z][a-z0-9+.-]*://)[^\s'"<>/?#@]*@""", re.IGNORECASE)
+# What may hold an address: a run of text without spaces. Cut out by a pattern that can't
+# backtrack, since prompts of any length pass through here.
+_WORD = re.compile(r"""[^\s"<>]+""")
+_QUERY = re.compile(r"[?#]")
 
 
 def redact(text: str) -> str:
-    """`https://h/p?token=x` becomes `https://h/p?…`; text without URLs is returned as it is."""
-    return _QUERY.sub(r"\1?…", _USER.sub(r"\1…@", text))
+    """`https://h/p?token=x` becomes `https://h/p?…`; text without URLs is returned as it is.
+
+    The path-and-query form in which HTTP libraries print addresses (`/p?token=x`) counts as well.
+    """
+    return _WORD.sub(_cut, text)
+
+
+def _cut(match: re.Match[str]) -> str:
+    word = match.group()
+    query = _QUERY.search(word)
+    if query and query.end() < len(word) and "/" in word[: query.start()]:
+        word = f"{word[: query.start()]}?…"
+    scheme, separator, rest = word.partition("://")
+    host, slash, path = rest.partition("/")
+    if "@" in host:
+        word = f"{scheme}{separator}…@{host.rpartition('@')[2]}{slash}{path}"
+    return word
 
 
 def redact_all(value: Any) -> Any:

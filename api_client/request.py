@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal, Self, cast, get_args
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
@@ -18,8 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from api_client.errors import InvalidRequest
-from api_client.redaction import redact_all, shown
+from api_client.errors import InvalidRequest, Missing
+from api_client.redaction import redact_all
 
 ModelName = Literal["seedance-2.0", "seedance-2.0-fast"]
 Resolution = Literal["480p", "720p", "1080p"]
@@ -53,6 +54,25 @@ def _ratio(value: str) -> str:
     return value
 
 
+def _items(value: Any) -> Any:
+    """Items one by one, so that a refusal says which of them it means."""
+    if not isinstance(value, list | tuple):
+        raise ValueError("not a list")  # noqa: TRY004 - pydantic wants a ValueError
+    items = []
+    for number, item in enumerate(value):
+        try:
+            items.append(ContentItem.model_validate(item))
+        except InvalidRequest as error:
+            place = f"content.{number}."
+            raise InvalidRequest(
+                place + error.field,
+                error.value,
+                error.allowed,
+                more=tuple(place + problem for problem in error.problems[1:]),
+            ) from None
+    return items if isinstance(value, list) else tuple(items)
+
+
 class _Input(BaseModel):
     """Frozen, strict, without unknown fields; raises `InvalidRequest`."""
 
@@ -62,15 +82,20 @@ class _Input(BaseModel):
     @classmethod
     def _explained(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         try:
-            return handler(data)
+            checked = handler(data)
         except ValidationError as error:
             problems = [_explain(cls, dict(item)) for item in error.errors(include_url=False)]
+        else:
+            checked.check()
+            return checked
         # Outside the except block: pydantic's own message would quote values in full.
-        first, *rest = problems
+        first, *rest = (InvalidRequest(*problem) for problem in problems)
         raise InvalidRequest(
-            *first,
-            more=tuple(f"{f}: {shown(v)} is refused; allowed: {a}" for f, v, a in rest),
+            first.field, first.value, first.allowed, more=tuple(str(other) for other in rest)
         )
+
+    def check(self) -> None:
+        """What concerns more than one field. Raises `InvalidRequest`."""
 
     def __repr_args__(self) -> Any:
         return [(name, redact_all(value)) for name, value in super().__repr_args__()]
@@ -83,9 +108,7 @@ def _explain(model: type[BaseModel], error: dict[str, Any]) -> tuple[str, Any, s
     name = location[0] if location else ""
     if error["type"] == "extra_forbidden":
         return field, error["input"], f"only the fields {', '.join(model.model_fields)}"
-    value = None if error["type"] == "missing" else error["input"]
-    if not name and error["type"] == "value_error":
-        return field, value, str(error["ctx"]["error"])
+    value = Missing() if error["type"] == "missing" else error["input"]
     return field, value, _ALLOWED.get(name, _ITEM_VALUE if name else "an object")
 
 
@@ -106,12 +129,15 @@ class ContentItem(_Input):
     audio_url: Annotated[StrictStr, Field(min_length=1)] | None = None
     sample_id: Annotated[StrictStr, Field(min_length=1)] | None = None
 
-    @model_validator(mode="after")
-    def _one_value(self) -> Self:
+    def check(self) -> None:
         given = [name for name in get_args(ContentType) if getattr(self, name) is not None]
         if given != [self.type]:
-            raise ValueError(f"a {self.type} item has the one value `{self.type}`")
-        return self
+            values = {name: getattr(self, name) for name in given}
+            raise InvalidRequest(
+                self.type,
+                values.get(self.type, Missing()) if len(given) < 2 else values,
+                f"a text under `{self.type}`, as `type` says, and nothing besides",
+            )
 
     @classmethod
     def of(cls, type: ContentType, value: str) -> Self:  # noqa: A002 - the provider's own word
@@ -120,7 +146,7 @@ class ContentItem(_Input):
 
     @property
     def value(self) -> str:
-        return cast(str, getattr(self, self.type))
+        return cast("str", getattr(self, self.type))
 
     def body(self) -> dict[str, str]:
         """The item as it is sent."""
@@ -135,7 +161,7 @@ class GenerationRequest(_Input):
     """
 
     model: ModelName = "seedance-2.0"
-    content: Annotated[tuple[ContentItem, ...], Field(min_length=1)]
+    content: Annotated[tuple[ContentItem, ...], Field(min_length=1), BeforeValidator(_items)]
     resolution: Resolution = "720p"
     ratio: Annotated[StrictStr, AfterValidator(_ratio)] = "16:9"
     duration: Annotated[StrictInt, Field(ge=4, le=15)] = 5

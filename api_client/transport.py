@@ -11,22 +11,26 @@ import http.client
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
-from typing import IO, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import requests
 import urllib3
 
 from api_client import wire
 from api_client.answers import Exchange
-from api_client.config import ClientConfig
-from api_client.errors import AnswerLost, ApiError, NotSent
+from api_client.errors import AnswerLost, ApiError, Disposition, NotSent
 from api_client.redaction import QueryFilter, redact
-from api_client.verdicts import Disposition, Endpoint, classify
+from api_client.verdicts import Endpoint, classify
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from api_client.config import ClientConfig
+    from api_client.upload import Body
 
 _CHUNK: Final = 64 * 1024
 _FOREIGN: Final = (
@@ -86,7 +90,7 @@ class Transport:
         *,
         params: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
-        body: bytes | IO[bytes] | None = None,
+        body: bytes | Body | None = None,
         before_send: Callable[[], None] | None = None,
         total: float,
     ) -> Reply:
@@ -132,8 +136,7 @@ class Transport:
         try:
             while chunk := response.raw.read1(_CHUNK, decode_content=True):
                 body += chunk
-                if len(body) > self._config.max_answer:
-                    raise _TooLong(f"the answer is longer than {self._config.max_answer} bytes")
+                self._bound(len(body))
                 state.left()
         except BaseException:
             response.close()
@@ -147,6 +150,10 @@ class Transport:
             retry_after=retry_after(response.headers.get("Retry-After"), date),
         )
 
+    def _bound(self, size: int) -> None:
+        if size > self._config.max_answer:
+            raise OSError(f"the answer is longer than {self._config.max_answer} bytes")
+
     def _translate(self, endpoint: Endpoint, error: Exception, state: wire.Wire) -> ApiError:
         reason = _reason(error)
         if state.sent is None:
@@ -156,10 +163,6 @@ class Transport:
             endpoint=endpoint,
             disposition=classify(endpoint, "", None),
         )
-
-
-class _TooLong(OSError):
-    pass
 
 
 def _reason(error: BaseException) -> str:

@@ -44,19 +44,22 @@ class Body:
             raise TimeoutError("the upload took too long altogether")
         wanted = self._left if amount is None or amount < 0 else min(amount, self._left)
         try:
-            chunk = self._file.read(wanted)
-            if not chunk:
-                raise InvalidRequest(
-                    "file",
-                    f"{self._size - self._left} bytes",
-                    f"{self._size} bytes, as it was when the upload began",
-                )
-            self._left -= len(chunk)
-            self._hash.update(chunk)
-            if self._progress is not None:
-                self._progress(self._size - self._left, self._size)
-        except Exception as error:  # noqa: BLE001 - the caller's own, not the network's
+            return self._take(wanted)
+        except BaseException as error:  # noqa: BLE001 - the caller's own, not the network's
             raise wire.Abandoned(error) from None
+
+    def _take(self, wanted: int) -> bytes:
+        chunk = self._file.read(wanted)
+        if not chunk:
+            raise InvalidRequest(
+                "file",
+                f"{self._size - self._left} bytes long",
+                f"{self._size} bytes, as it was when the upload began",
+            )
+        self._left -= len(chunk)
+        self._hash.update(chunk)
+        if self._progress is not None:
+            self._progress(self._size - self._left, self._size)
         return chunk
 
     @property

@@ -11,21 +11,22 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from http.client import HTTPResponse
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import requests.adapters
 import requests.exceptions
-import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable, Iterator
+
+    import urllib3
 
 
 class Abandoned(Exception):  # noqa: N818 - control flow, never seen outside
@@ -122,8 +123,7 @@ class _Response(HTTPResponse):
 
 
 class _Connection(HTTPConnection):
-    # http.client reads this attribute; urllib3's stubs don't know it.
-    response_class: ClassVar[type[HTTPResponse]] = _Response
+    response_class: type[HTTPResponse] = _Response
     _used: float = 0.0
 
     @property
