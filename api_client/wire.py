@@ -92,8 +92,10 @@ class _TimedReader(io.RawIOBase):
     """Reads from a socket until the request's time is up.
 
     A socket's timeout begins anew with each byte, so a server that trickles would hold a thread
-    for hours.
+    for hours. And http.client takes a head that is cut off for a complete one.
     """
+
+    head_complete = False
 
     def __init__(self, sock: socket.socket, wire: Wire) -> None:
         self._sock = sock
@@ -105,7 +107,10 @@ class _TimedReader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int | None:
         self._sock.settimeout(min(self._wire.timeout, self._wire.left()))
-        return self._raw.readinto(buffer)
+        count = self._raw.readinto(buffer)
+        if count == 0 and not self.head_complete:
+            raise ConnectionResetError("the connection was closed within the head of the answer")
+        return count
 
     def close(self) -> None:
         if not self.closed:
@@ -114,12 +119,20 @@ class _TimedReader(io.RawIOBase):
 
 
 class _Response(HTTPResponse):
+    _reader: _TimedReader | None = None
+
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
         wire = _current.get()
         if wire is not None:
             self.fp.close()
-            self.fp = io.BufferedReader(_TimedReader(sock, wire))
+            self._reader = _TimedReader(sock, wire)
+            self.fp = io.BufferedReader(self._reader)
+
+    def begin(self) -> None:
+        super().begin()
+        if self._reader is not None:
+            self._reader.head_complete = True
 
 
 class _Connection(HTTPConnection):
