@@ -6,6 +6,7 @@ share the terminal's process group, so that Ctrl-C ends the servers before the w
 them. Here the wheels give the programs, and this module runs them.
 """
 
+import contextlib
 import fcntl
 import os
 import pwd
@@ -19,11 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import psutil
-
 from worker.embedded_errors import EmbeddedError, InUseError
 
 _TICK = 0.02
+_PROC = Path("/proc")
 
 # Linux capabilities that let another account walk through private parent folders: bit and name,
 # the weaker first. Containers often have only the second.
@@ -137,7 +137,7 @@ def _reachable(path: Path) -> bool:
 
 def _traverse_capability() -> str | None:
     try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
+        status = (_PROC / "self" / "status").read_text(encoding="ascii")
     except OSError:
         return None
     effective = next((line.split()[1] for line in status.splitlines() if "CapEff" in line), "0")
@@ -182,56 +182,80 @@ def end(process: subprocess.Popen[bytes], *steps: tuple[signal.Signals, float]) 
     raise EmbeddedError(f"process {process.pid} does not end")
 
 
-def left_over(pid_file: Path, program: str, marker: Path) -> psutil.Process | None:
+@dataclass(frozen=True)
+class LeftOver:
+    """A server that a killed parent left behind."""
+
+    pid: int
+    program: str
+    marker: str
+
+    def lives(self) -> bool:
+        """Whether the number still belongs to this server (and not to its unburied remains)."""
+        command = _command_line(self.pid)
+        return bool(command) and Path(command[0]).name == self.program and self.marker in command
+
+
+def left_over(pid_file: Path, program: str, marker: Path) -> LeftOver | None:
     """The server that a killed parent left behind, if the pid file names one.
 
     A pid alone proves nothing, since numbers are used again: the process must be this very
     program, started with this very folder on its command line.
     """
     pid = _read_pid(pid_file)
-    try:
-        process = psutil.Process(pid)
-        command = process.cmdline() if pid else []
-    except psutil.Error:
-        return None
-    if not command or Path(command[0]).name != program or str(marker) not in command:
-        return None
-    return process
+    found = LeftOver(pid, program, str(marker)) if pid else None
+    return found if found and found.lives() else None
+
+
+def end_left_over(server: LeftOver, *steps: tuple[signal.Signals, float]) -> None:
+    """Like `end`, for a process that is not our child."""
+    for number, patience in (*steps, (signal.SIGKILL, 30.0)):
+        if not server.lives():
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(server.pid, number)
+        if wait_until(lambda: not server.lives(), patience):
+            return
+    raise EmbeddedError(f"process {server.pid} does not end")
 
 
 def names_living_process(pid_file: Path) -> bool:
     """Whether the number in the file belongs to any process at all."""
     pid = _read_pid(pid_file)
-    return pid is not None and psutil.pid_exists(pid)
+    try:
+        if pid:
+            os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return bool(pid)
 
 
 def _read_pid(pid_file: Path) -> int | None:
     try:
-        return int(pid_file.read_text(encoding="ascii").split()[0])
+        pid = int(pid_file.read_text(encoding="ascii").split()[0])
     except (OSError, ValueError, IndexError):
         return None
+    return pid if pid > 0 else None
 
 
-def end_left_over(process: psutil.Process, *steps: tuple[signal.Signals, float]) -> None:
-    """Like `end`, for a process that is not our child."""
-    for number, patience in (*steps, (signal.SIGKILL, 30.0)):
-        if gone(process):
-            return
+def _command_line(pid: int) -> list[str]:
+    """The words of a process's command line; none if it doesn't live."""
+    if _PROC.exists():
         try:
-            process.send_signal(number)
-        except psutil.NoSuchProcess:
-            return
-        if wait_until(lambda: gone(process), patience):
-            return
-    raise EmbeddedError(f"process {process.pid} does not end")
-
-
-def gone(process: psutil.Process) -> bool:
-    """Ended, or a zombie that its parent (a container's init, say) has not collected."""
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
+            raw = (_PROC / str(pid) / "cmdline").read_bytes()
+        except OSError:
+            return []
+        return [os.fsdecode(word) for word in raw.rstrip(b"\0").split(b"\0")] if raw else []
+    asked = subprocess.run(  # noqa: S603 - a number is all that varies
+        ["/bin/ps", "-ww", "-o", "command=", "-p", str(pid)],
+        capture_output=True,
+        check=False,
+    )
+    # Without the borders between words, a folder with a space in its name is not recognised, and
+    # its server is refused rather than ended.
+    return os.fsdecode(asked.stdout).split()
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:

@@ -23,7 +23,7 @@ from worker.embedded import (
     find,
     servers,
 )
-from worker.embedded_process import gone, wait_until
+from worker.embedded_process import wait_until
 
 OWNER = """
 import json, sys
@@ -34,6 +34,14 @@ with EmbeddedPostgres(folder) as postgres, EmbeddedValkey(folder) as valkey:
     print(json.dumps([postgres.pid, valkey.pid, postgres.url(), valkey.url()]), flush=True)
     sys.stdin.read()
 """
+
+
+def gone(process: psutil.Process) -> bool:
+    """Ended, or waiting for a parent to take note."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def connect(url: str) -> psycopg.Connection:

@@ -10,10 +10,18 @@ import sys
 import psutil
 import pytest
 
-from worker.embedded_process import gone, wait_until
+from worker.embedded_process import wait_until
 from worker.supervisor import ProcessSpec, Supervisor
 
 SLEEP = ["sleep", "600"]
+
+
+def gone(process: psutil.Process) -> bool:
+    """Ended, or waiting for a parent to take note."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def python(code: str) -> list[str]:
