@@ -25,8 +25,8 @@ def iterate(read: Callable[[int], TaskPage], page_size: int) -> Iterator[Task]:
     """Each task once, as it was when first seen.
 
     A pass is complete if all its pages named the same total and as many different tasks were seen
-    in it. After a complete pass, a second one in a row that brings nothing new, or `MAX_PASSES`,
-    it ends.
+    in it. It ends after a complete pass, after `MAX_PASSES`, and, where the provider names no
+    total, after a further pass that brings nothing new.
     """
     seen: set[str] = set()
     for number in range(MAX_PASSES):
@@ -42,7 +42,7 @@ def iterate(read: Callable[[int], TaskPage], page_size: int) -> Iterator[Task]:
                 if task.task_id not in seen:
                     seen.add(task.task_id)
                     yield task
-        if totals == {len(this_pass) + items} or (number and len(seen) == known):
+        if totals == {len(this_pass) + items} or (number and None in totals and len(seen) == known):
             return
 
 

@@ -270,6 +270,15 @@ def test_a_task_that_moved_up_is_found_in_the_next_pass():
     assert sorted(provider.iterate()) == [str(i) for i in range(9)]
 
 
+def test_tasks_that_change_places_are_found_while_the_total_says_that_some_are_missing():
+    def swap(ids):
+        ids[0], ids[3] = ids[3], ids[0]
+
+    provider = Provider(range(6), 3, [lambda ids: None, swap, lambda ids: None, swap])
+    assert sorted(provider.iterate()) == [str(i) for i in range(6)]
+    assert provider.reads == 6
+
+
 def test_a_task_that_moved_down_comes_once():
     provider = Provider(range(9), 3, [lambda ids: None, lambda ids: ids.insert(0, 99)])
     assert sorted(provider.iterate(), key=int) == [*map(str, range(9)), "99"]
