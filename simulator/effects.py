@@ -267,39 +267,12 @@ KINDS: dict[str, Callable[[Params], Effect]] = {
     "duplicate": _duplicate,
 }
 
-# The parameter that a directive's `kind:value` sets.
-MAIN_PARAM = {
-    "drop_before": "seconds",
-    "drop_after": "seconds",
-    "lost": "seconds",
-    "delay_before": "seconds",
-    "delay_after": "seconds",
-    "error": "code",
-    "error_after": "code",
-    "rate_limited": "retry_after",
-    "service_busy": "retry_after",
-    "bare": "status",
-    "bare_after": "status",
-    "redirect": "location",
-    "concurrency": "mode",
-    "unknown_status": "status",
-    "backwards": "status",
-}
-
 
 def build(kind: str, params: Params) -> Effect:
     """The effect of a fault kind, or ValueError for one that doesn't exist."""
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}")
-    return KINDS[kind](params)
-
-
-def from_directive(text: str) -> tuple[Effect, int]:
-    """Read `kind`, `kind:value` and `kind:value*times`: the effect, and how often it applies."""
-    kind, _, times = text.partition("*")
-    kind, _, value = kind.partition(":")
-    params = {MAIN_PARAM[kind]: value} if value and kind in MAIN_PARAM else {}
-    try:
-        return build(kind, params), int(times or 1)
-    except ValueError as error:
-        raise ValueError(f"{text!r}: {error}") from error
+    effect = KINDS[kind](params)
+    if effect.reshape is not None:
+        effect.reshape(Answer())  # wrong parameters show now, not at some later request
+    return effect

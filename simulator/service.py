@@ -9,13 +9,14 @@ from simulator import validation
 from simulator.accounts import Account
 from simulator.answers import Answer, failure, success
 from simulator.directives import parse
-from simulator.effects import NO_EFFECT, Effect, from_directive
+from simulator.effects import NO_EFFECT, Effect
 from simulator.errors import ApiError, invalid
 from simulator.faults import Subject
 from simulator.pricing import as_number, cost
 from simulator.records import Submit
 from simulator.rendering import list_item, task_object
 from simulator.tasks import TERMINAL, Task
+from simulator.wishes import from_directive
 from simulator.world import World
 
 

@@ -74,7 +74,7 @@ class TaskStore:
         for account in list(self._starved.values()):
             self._fill_slots(account, now)
 
-    def end(self, task: Task, outcome: Outcome, at: float) -> None:
+    def end(self, task: Task, outcome: Outcome, at: float, *, tell: bool = True) -> None:
         """A task ends: its slot is free, and only a completed one is charged."""
         if task.final is not None:
             return
@@ -90,7 +90,8 @@ class TaskStore:
             account.used += task.cost
         self.ended_count += 1
         account.listing.ended(task)
-        self.on_end(task)
+        if tell:
+            self.on_end(task)
         self._fill_slots(account, at)
 
     def reschedule(self, task: Task) -> None:
@@ -100,7 +101,7 @@ class TaskStore:
 
     def remove(self, task: Task) -> None:
         """Forget a task without a trace, as if the provider had pruned it."""
-        self.end(task, Outcome("expired"), self._clock.now())
+        self.end(task, Outcome("expired"), self._clock.now(), tell=False)
         self._accounts.pop(task.task_id).listing.remove(task)
         del self._tasks[task.task_id]
         self.ended_count -= 1

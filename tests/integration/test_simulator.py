@@ -289,6 +289,13 @@ def test_the_admin_api_shows_what_happened(sim, api):
     assert sim.received("submit") == 2
 
 
+def test_the_state_can_be_reached_in_its_own_thread(sim, api):
+    task_id = api.new()
+    assert sim.call(lambda world: world.tasks.find(task_id).work.duration) == 5
+    with pytest.raises(ZeroDivisionError):
+        sim.call(lambda world: 1 / 0)
+
+
 def test_the_overview_escapes_what_it_shows(sim, api):
     api.new("<script>alert(1)</script>")
     assert "<script>" not in requests.get(f"{sim.url}/admin/", timeout=10).text

@@ -7,8 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 from simulator.answers import bare, success
-from simulator.effects import KINDS, MAIN_PARAM, build, from_directive
+from simulator.effects import KINDS, build
 from simulator.faults import FaultBook, FaultOrder, Subject
+from simulator.wishes import MAIN_PARAM, from_directive
 
 
 def book(seed=1):
@@ -143,7 +144,7 @@ def test_directives_name_kinds():
     assert (effect.delay_before, times) == (2.5, 3)
     assert from_directive("lost")[0].drop
     assert from_directive("bare:504")[0].reshape(success({})).status == 504
-    for wrong in ("meteor", "lost*many", "delay_after:soon"):
+    for wrong in ("meteor", "lost*many", "delay_after:soon", "bare:soon"):
         with pytest.raises(ValueError, match=wrong.split("*")[0]):
             from_directive(wrong)
 
