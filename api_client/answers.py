@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from api_client.envelope import loads
 from api_client.redaction import redact_all
 
 _MOST_CREDITS: Final = Decimal(10) ** 15
@@ -98,7 +99,7 @@ class Answer(BaseModel):
     """Fields without which the answer is of no use."""
 
     exchange: Exchange | None = Field(default=None, exclude=True, repr=False)
-    unread_fields: dict[str, Any] = Field(default_factory=dict, exclude=True)
+    unread_fields: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
     """Fields that were there and could not be read, as they came."""
 
     @model_validator(mode="wrap")
@@ -171,6 +172,21 @@ class TaskPage(Answer):
     total: Number | None = None
     page: Number | None = None
     page_size: Number | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_items(cls, result: Any) -> Any:
+        # The document's example shows items as JSON strings.
+        items = result.get("data") if isinstance(result, dict) else None
+        if not isinstance(items, list | tuple):
+            return result
+        tasks, unreadable = [], []
+        for item in items:
+            try:
+                tasks.append(Task.model_validate(loads(item) if isinstance(item, str) else item))
+            except ValueError:
+                unreadable.append(item)
+        return {**result, "data": tasks, "unreadable": unreadable}
 
 
 class Presigned(Answer):

@@ -7,24 +7,20 @@ import random
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Self
 from urllib.parse import quote
-
-from pydantic import ValidationError
 
 from api_client import listing, media
 from api_client.answers import (
-    Answer,
     Balance,
     CancelAnswer,
     Presigned,
     Submitted,
     Task,
     TaskPage,
-    TaskStatus,
     Uploaded,
 )
-from api_client.envelope import Envelope, decode, loads
+from api_client.calls import Calls, whole
 from api_client.errors import (
     ApiError,
     Disposition,
@@ -33,20 +29,13 @@ from api_client.errors import (
     TaskNotFound,
     WaitTimeout,
 )
-from api_client.transport import Reply, Transport
-from api_client.upload import Body, Progress
-from api_client.verdicts import SUCCESS, Endpoint, classify, error_class
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from api_client.config import ClientConfig
     from api_client.request import GenerationRequest
-
-USER_AGENT: Final = "seedance-worker"
-
-_Answer = TypeVar("_Answer", bound=Answer)
-_T = TypeVar("_T")
+    from api_client.upload import Progress
 
 
 class SeedanceClient:
@@ -70,15 +59,8 @@ class SeedanceClient:
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self.config = config
-        self._throttle = throttle
         self._sleep = sleep
-        self._uniform = uniform
-        common = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
-        self._api = Transport(
-            config, {**common, "Accept": "application/json", "X-API-Key": config.api_key}
-        )
-        # The storage is another host: it must never see the key.
-        self._storage = Transport(config, common)
+        self._calls = Calls(config, throttle, sleep, uniform)
 
     def __enter__(self) -> Self:
         return self
@@ -91,8 +73,7 @@ class SeedanceClient:
 
     def close(self) -> None:
         """Closes all idle connections."""
-        self._api.close()
-        self._storage.close()
+        self._calls.close()
 
     # Generations
 
@@ -116,27 +97,20 @@ class SeedanceClient:
         exists, with the status `queued`.
         """
         body = json.dumps(request.body(), ensure_ascii=False).encode()
-        try:
-            return self._call(
-                Submitted,
-                "submit",
-                "POST",
-                "/api/v1/video/task",
-                body=body,
-                before_send=before_send,
-                retry=retry,
-                throttled=throttled,
-            )
-        except ApiError as error:
-            if error.code == "CONCURRENCY_LIMIT_REACHED" and error.task_id:
-                return Submitted(
-                    task_id=error.task_id, status=TaskStatus.QUEUED, exchange=error.exchange
-                )
-            raise
+        return self._calls.call(
+            Submitted,
+            "submit",
+            "POST",
+            "/api/v1/video/task",
+            body=body,
+            before_send=before_send,
+            retry=retry,
+            throttled=throttled,
+        )
 
     def get(self, task_id: str, *, retry: bool = True) -> Task:
         """`GET /api/v1/video/task/{task_id}`. A task that has failed is a successful answer."""
-        return self._call(Task, "get", "GET", _task_path(task_id), retry=retry)
+        return self._calls.call(Task, "get", "GET", _task_path(task_id), retry=retry)
 
     def list_tasks(
         self,
@@ -148,12 +122,12 @@ class SeedanceClient:
     ) -> TaskPage:
         """One page of `GET /api/v1/video/tasks`, counted from 1, of 1 to 100 tasks."""
         params = {
-            "page": str(_whole("page", page, 1, None)),
-            "page_size": str(_whole("page_size", page_size, 1, 100)),
+            "page": str(whole("page", page, 1, None)),
+            "page_size": str(whole("page_size", page_size, 1, 100)),
         }
         if status is not None:
             params["status"] = str(status)
-        return self._call(
+        return self._calls.call(
             TaskPage, "list", "GET", "/api/v1/video/tasks", params=params, retry=retry
         )
 
@@ -165,7 +139,7 @@ class SeedanceClient:
         """
         return listing.iterate(
             lambda page: self.list_tasks(page, page_size, status),
-            _whole("page_size", page_size, 1, 100),
+            whole("page_size", page_size, 1, 100),
         )
 
     def cancel(self, task_id: str, *, retry: bool = True) -> CancelAnswer:
@@ -174,7 +148,7 @@ class SeedanceClient:
         Raises `CancelNotAllowed` if it is past that, which `get` explains.
         """
         path = f"{_task_path(task_id)}/cancel"
-        return self._call(CancelAnswer, "cancel", "POST", path, retry=retry)
+        return self._calls.call(CancelAnswer, "cancel", "POST", path, retry=retry)
 
     def wait(
         self,
@@ -223,7 +197,7 @@ class SeedanceClient:
             allowed = ", ".join(dict.fromkeys(media.EXTENSIONS.values()))
             raise InvalidRequest("content_type", content_type, allowed)
         params = {"filename": media.check_filename(filename), "content_type": content_type}
-        return self._call(
+        return self._calls.call(
             Presigned, "presign", "POST", "/api/v1/video/upload/presign", params=params, retry=retry
         )
 
@@ -233,7 +207,7 @@ class SeedanceClient:
         `content_type` must be the one that was presigned. Repeated from the same place if the
         storage is unwell; `StorageRefused` with 403 means an expired URL or another type.
         """
-        self._put(presigned, body, size, content_type, None)
+        self._calls.put(presigned, body, size, content_type, None)
 
     def upload(
         self,
@@ -268,7 +242,7 @@ class SeedanceClient:
             def attempt() -> tuple[Presigned, str]:
                 source.seek(start)
                 presigned = self.presign(name, found)
-                return presigned, self._put(presigned, source, size, found, progress)
+                return presigned, self._calls.put(presigned, source, size, found, progress)
 
             try:
                 presigned, sha256 = attempt()
@@ -282,138 +256,7 @@ class SeedanceClient:
 
     def balance(self, *, retry: bool = True) -> Balance:
         """`GET /api/v1/video/balance`, in credits."""
-        return self._call(Balance, "balance", "GET", "/api/v1/video/balance", retry=retry)
-
-    # Machinery
-
-    def _call(
-        self,
-        kind: type[_Answer],
-        endpoint: Endpoint,
-        method: str,
-        path: str,
-        *,
-        params: Mapping[str, str] | None = None,
-        body: bytes | None = None,
-        before_send: Callable[[], None] | None = None,
-        retry: bool,
-        throttled: bool = False,
-    ) -> _Answer:
-        tokens = 1 if throttled else 0
-
-        def once() -> _Answer:
-            nonlocal tokens
-            if tokens:
-                tokens -= 1
-            elif self._throttle is not None:
-                self._throttle(endpoint)
-            reply = self._api.exchange(
-                endpoint,
-                method,
-                self.config.base_url + path,
-                params=params,
-                headers={"Content-Type": "application/json"} if body is not None else None,
-                body=body,
-                before_send=before_send,
-                total=self.config.total_timeout,
-            )
-            return self._interpret(kind, endpoint, reply)
-
-        return self._repeat(once, retry=retry)
-
-    def _put(
-        self,
-        presigned: Presigned,
-        source: BinaryIO,
-        size: int,
-        content_type: str,
-        progress: Progress | None,
-    ) -> str:
-        """Returns the SHA-256 of what was sent."""
-        _whole("size", size, 1, None)
-        seekable = source.seekable()
-        start = source.tell() if seekable else 0
-
-        def once() -> str:
-            if seekable:
-                source.seek(start)
-            total = self.config.upload_timeout
-            body = Body(source, size, total, progress)
-            reply = self._storage.exchange(
-                "storage",
-                "PUT",
-                presigned.presigned_url,
-                headers={"Content-Type": content_type},
-                body=body,
-                total=total,
-            )
-            if not 200 <= reply.status < 300:
-                # The storage's own answer may quote the signed request: it isn't repeated here.
-                raise self._error("storage", Envelope(), reply, "the storage refused the file")
-            return body.sha256
-
-        return self._repeat(once, retry=seekable)
-
-    def _interpret(self, kind: type[_Answer], endpoint: Endpoint, reply: Reply) -> _Answer:
-        envelope = decode(reply.body)
-        if envelope.code == SUCCESS and isinstance(envelope.result, dict):
-            try:
-                result = envelope.result
-                if kind is TaskPage:
-                    result = _readable_items(result)
-                return kind.model_validate({**result, "exchange": reply.exchange})
-            except ValidationError:
-                pass
-        message = envelope.message
-        if envelope.code == SUCCESS:
-            message = "the answer says success, but has no usable result"
-        elif not envelope.code:
-            message = "the answer is not the provider's"
-        raise self._error(endpoint, envelope, reply, message)
-
-    def _error(
-        self, endpoint: Endpoint, envelope: Envelope, reply: Reply, message: str
-    ) -> ApiError:
-        kind = error_class(endpoint, envelope.code, reply.status)
-        return kind(
-            # A provider that quotes the key would have it in every log.
-            message.replace(self.config.api_key, "…"),
-            endpoint=endpoint,
-            disposition=classify(endpoint, envelope.code, reply.status),
-            code=envelope.code,
-            http_status=reply.status,
-            retry_after=reply.retry_after,
-            task_id=envelope.task_id,
-            exchange=reply.exchange,
-        )
-
-    def _repeat(self, once: Callable[[], _T], *, retry: bool) -> _T:
-        attempt = 0
-        while True:
-            try:
-                return once()
-            except ApiError as error:
-                attempt += 1
-                pause = self._pause(attempt, error.retry_after)
-                if (
-                    not retry
-                    or error.disposition is not Disposition.RETRY
-                    or attempt >= self.config.max_attempts
-                    or pause is None
-                ):
-                    raise
-            self._sleep(pause)
-
-    def _pause(self, attempt: int, retry_after: float | None) -> float | None:
-        """Seconds before the next attempt, None if the server asks for more than is waited for."""
-        config = self.config
-        # Full jitter: threads that failed together must not come back together.
-        if retry_after is not None:
-            if retry_after > config.max_retry_after:
-                return None
-            return retry_after + self._uniform(0.0, config.backoff_base)
-        ceiling = min(config.backoff_cap, config.backoff_base * 2.0 ** min(attempt - 1, 30))
-        return self._uniform(0.0, ceiling)
+        return self._calls.call(Balance, "balance", "GET", "/api/v1/video/balance", retry=retry)
 
 
 def _task_path(task_id: str) -> str:
@@ -423,34 +266,8 @@ def _task_path(task_id: str) -> str:
     return f"/api/v1/video/task/{quote(task_id, safe='')}"
 
 
-def _whole(field: str, value: int, least: int, most: int | None) -> int:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int)
-        or value < least
-        or (most is not None and value > most)
-    ):
-        bound = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise InvalidRequest(field, value, f"a whole number {bound}")
-    return value
-
-
 def _name_of(file: BinaryIO) -> str:
     name = getattr(file, "name", None)
     if not isinstance(name, str):
         raise InvalidRequest("filename", name, "a name, since this file has none of its own")
     return Path(name).name
-
-
-def _readable_items(result: dict[str, Any]) -> dict[str, Any]:
-    """Items as objects (the document's example shows them as JSON strings)."""
-    items = result.get("data")
-    if not isinstance(items, list):
-        return result
-    tasks, unreadable = [], []
-    for item in items:
-        try:
-            tasks.append(Task.model_validate(loads(item) if isinstance(item, str) else item))
-        except ValueError:
-            unreadable.append(item)
-    return {**result, "data": tuple(tasks), "unreadable": tuple(unreadable)}

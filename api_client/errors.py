@@ -70,7 +70,7 @@ def _rebuild(
     return error
 
 
-class InvalidRequest(SeedanceError):  # noqa: N818 - a name of the public interface
+class InvalidRequest(SeedanceError):
     """A value breaks a documented bound. Nothing was sent.
 
     It is not a `ValueError`, so that it leaves pydantic's validation as it is.
@@ -85,7 +85,7 @@ class InvalidRequest(SeedanceError):  # noqa: N818 - a name of the public interf
         super().__init__("; ".join(self.problems))
 
 
-class WaitTimeout(SeedanceError):  # noqa: N818
+class WaitTimeout(SeedanceError):
     """`wait` reached its timeout. `task` is what was last seen, if anything was."""
 
     disposition = Disposition.RETRY
@@ -131,41 +131,41 @@ class ApiError(SeedanceError):
         super().__init__(f"{endpoint}: {label + ': ' if label else ''}{message}")
 
 
-class NotSent(ApiError):  # noqa: N818
+class NotSent(ApiError):
     """Nothing of the request was written: it can't have had an effect."""
 
 
-class AnswerLost(ApiError):  # noqa: N818
+class AnswerLost(ApiError):
     """The request was written, wholly or in part, and no complete answer came back."""
 
 
-class InvalidApiKey(ApiError):  # noqa: N818
+class InvalidApiKey(ApiError):
     """The key is unknown, disabled or missing."""
 
 
-class InsufficientCredit(ApiError):  # noqa: N818
+class InsufficientCredit(ApiError):
     """The balance does not cover the task."""
 
 
-class ContentRefused(ApiError):  # noqa: N818
+class ContentRefused(ApiError):
     """The provider refused the content. That is final: not to be repeated, nor reworded."""
 
 
-class TaskNotFound(ApiError):  # noqa: N818
+class TaskNotFound(ApiError):
     """No such task for this key, or not visible yet."""
 
 
-class CancelNotAllowed(ApiError):  # noqa: N818
+class CancelNotAllowed(ApiError):
     """The task can't be cancelled in its present status: `get` tells which that is."""
 
 
-class RateLimited(ApiError):  # noqa: N818
+class RateLimited(ApiError):
     """Too many requests, or a busy service."""
 
 
-class ConcurrencyLimit(ApiError):  # noqa: N818
+class ConcurrencyLimit(ApiError):
     """Too many tasks at once. The provider says "task is queued": it may exist."""
 
 
-class StorageRefused(ApiError):  # noqa: N818
+class StorageRefused(ApiError):
     """The storage answered an upload with anything but success."""

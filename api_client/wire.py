@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import urllib3
 
 
-class Abandoned(Exception):  # noqa: N818 - control flow, never seen outside
+class Abandoned(Exception):
     """Carries an exception of the caller's own code through the HTTP libraries unchanged.
 
     They would take an OSError of the caller for one of the network; this type they let pass.

@@ -774,11 +774,12 @@ def test_a_refused_cancel_is_not_repeated(reply, kind, disposition):
 
 
 def test_queued_at_the_concurrency_limit_is_a_success_if_the_task_is_named():
-    answer = refusal("CONCURRENCY_LIMIT_REACHED", 429, result={"task_id": "t9"})
+    result = {"task_id": "t9", "credit_cost": 9}
+    answer = refusal("CONCURRENCY_LIMIT_REACHED", 429, result=result)
     with Server(answer) as server, Client(server.url) as client:
         submitted = client.submit(REQUEST)
         assert (submitted.task_id, submitted.status) == ("t9", "queued")
-        assert submitted.exchange.http_status == 429
+        assert (submitted.credit_cost, submitted.exchange.http_status) == (9, 429)
         with pytest.raises(ConcurrencyLimit):
             client.get("t9")
 
@@ -792,14 +793,18 @@ def test_a_task_id_beside_an_error_is_told():
 
 
 def test_a_key_that_the_provider_quotes_is_not_passed_on():
-    body = json.dumps({"code": "INVALID_API_KEY", "message": f"Bad key {KEY}"}).encode()
+    body = json.dumps(
+        {"code": "INVALID_API_KEY", "message": f"Bad key {KEY} (https://h/?{SIGNATURE})"}
+    ).encode()
     with (
         Server(http(401, body)) as server,
         Client(server.url) as client,
         pytest.raises(InvalidApiKey) as caught,
     ):
         client.balance()
-    assert KEY not in repr(caught.value.__dict__) + str(caught.value)
+    told = repr(caught.value.__dict__) + str(caught.value)
+    assert KEY not in told
+    assert SIGNATURE not in told
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

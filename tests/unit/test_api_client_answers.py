@@ -22,7 +22,6 @@ from api_client import (
     TaskStatus,
     redact,
 )
-from api_client.client import _readable_items
 from api_client.envelope import Envelope, decode, loads
 
 # The document's own example.
@@ -135,14 +134,12 @@ def test_a_balance_may_be_negative_in_a_post_pay_model():
 
 def test_items_of_a_page_may_be_strings_and_unreadable_ones_are_kept():
     page = TaskPage.model_validate(
-        _readable_items(
-            {
-                "data": [COMPLETED, json.dumps(COMPLETED), "{ ... task objects ... }", 5, {}, None],
-                "total": 42,
-                "page": 1,
-                "page_size": 10,
-            }
-        )
+        {
+            "data": [COMPLETED, json.dumps(COMPLETED), "{ ... task objects ... }", 5, {}, None],
+            "total": 42,
+            "page": 1,
+            "page_size": 10,
+        }
     )
     assert [task.task_id for task in page.data] == ["a1b2c3d4e5f6..."] * 2
     assert page.unreadable == ("{ ... task objects ... }", 5, {}, None)
@@ -152,7 +149,7 @@ def test_items_of_a_page_may_be_strings_and_unreadable_ones_are_kept():
 def test_a_page_without_data_is_no_answer():
     for result in ({}, {"data": None}, {"data": {}}, {"data": "[]"}):
         with pytest.raises(ValidationError):
-            TaskPage.model_validate(_readable_items(result))
+            TaskPage.model_validate(result)
 
 
 def test_no_secret_in_reprs():

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api_client import ClientConfig, InvalidRequest, SeedanceClient, Task, TaskPage, media_type
+from api_client import ClientConfig, InvalidRequest, Task, TaskPage, media_type
+from api_client.calls import pause_after
 from api_client.listing import MAX_PASSES, STALE_PAGES, iterate
 from api_client.media import check_filename, sniff
 from api_client.transport import retry_after
@@ -62,25 +63,24 @@ def test_settings():
 # Pauses
 
 
-def client(uniform=lambda low, high: high, **fields):
-    return SeedanceClient(ClientConfig(api_key="key", **fields), uniform=uniform)
+def pauses(attempts, retry_after=None, draw=max, **fields):
+    config = ClientConfig(api_key="key", **fields)
+    return [pause_after(config, n, retry_after, lambda *bounds: draw(bounds)) for n in attempts]
 
 
 def test_pauses_grow_and_are_capped():
-    with client(backoff_base=0.5, backoff_cap=8.0) as one:
-        assert [one._pause(n, None) for n in (1, 2, 3, 4, 5, 6, 5000)] == [0.5, 1, 2, 4, 8, 8, 8]
+    found = pauses([1, 2, 3, 4, 5, 6, 5000], backoff_base=0.5, backoff_cap=8.0)
+    assert found == [0.5, 1, 2, 4, 8, 8, 8]
 
 
 def test_pauses_are_drawn_from_zero():
-    with client(uniform=lambda low, high: low) as one:
-        assert one._pause(4, None) == 0
+    assert pauses([1, 4], draw=min) == [0, 0]
 
 
 def test_retry_after_is_a_lower_bound_and_a_long_one_is_not_waited_for():
-    with client(max_retry_after=30.0, backoff_base=0.5) as one:
-        assert one._pause(1, 7.0) == 7.5
-        assert one._pause(1, 30.0) == 30.5
-        assert one._pause(1, 30.1) is None
+    for asked, expected in ((7.0, 7.5), (30.0, 30.5), (30.1, None)):
+        assert pauses([1], asked, max_retry_after=30.0, backoff_base=0.5) == [expected]
+    assert pauses([1], 7.0, draw=min) == [7.0]
 
 
 @pytest.mark.parametrize(
