@@ -1,0 +1,47 @@
+"""Runs the migrations: one transaction each, one migrator at a time, never queuing for a lock."""
+
+import os
+
+from sqlalchemy import Connection, text
+
+from alembic import context
+from models.database import make_engine
+from models.tables import Base
+
+# Workers go on while a migration runs. Waiting long for a lock would queue them all behind it:
+# fail instead, and be run again.
+LOCK_TIMEOUT = "5s"
+STATEMENT_TIMEOUT = "10min"
+MIGRATION_LOCK = 0x5EED_3117
+
+
+def run(connection: Connection) -> None:
+    """Migrate over this connection."""
+    context.configure(
+        connection=connection,
+        target_metadata=Base.metadata,
+        transaction_per_migration=True,
+        compare_server_default=True,
+    )
+    # For its turn a migrator may wait as long as another takes.
+    connection.execute(text(f"SET lock_timeout = 0; SET statement_timeout = '{STATEMENT_TIMEOUT}'"))
+    connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": MIGRATION_LOCK})
+    connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
+    connection.commit()
+    try:
+        with context.begin_transaction():
+            context.run_migrations()
+    finally:
+        connection.rollback()
+        connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": MIGRATION_LOCK})
+        connection.commit()
+
+
+given = context.config.attributes.get("connection")
+if given is not None:
+    run(given)
+else:  # `alembic` by hand
+    engine = make_engine(os.environ["SEEDANCE_DATABASE_URL"])
+    with engine.connect() as own:
+        run(own)
+    engine.dispose()

@@ -1,0 +1,37 @@
+"""Declarative base, naming of constraints, and the column types the tables share."""
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Annotated, Any, cast
+
+from sqlalchemy import MetaData, Numeric, Table
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.orm import DeclarativeBase, mapped_column
+
+# Stated names make a migration that drops a constraint possible on every database.
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+Instant = Annotated[datetime, mapped_column(TIMESTAMP(timezone=True))]
+"""A point in time, always with its zone; set from the database's clock."""
+
+Credits = Annotated[Decimal, mapped_column(Numeric(14, 4))]
+"""An amount of the provider's credits, exact."""
+
+Json = Annotated[dict[str, Any], mapped_column(JSONB(none_as_null=True))]
+
+
+class Base(DeclarativeBase):
+    """The registry of all tables."""
+
+    metadata = MetaData(naming_convention=NAMING)
+
+
+def table_of(model: type[Base]) -> Table:
+    """The table of a model, for statements of SQLAlchemy's Core."""
+    return cast("Table", model.__table__)

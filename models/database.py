@@ -1,0 +1,43 @@
+"""Reaching the database: one address form, one engine, one way to begin."""
+
+from sqlalchemy import URL, Engine, create_engine, make_url
+
+DRIVER = "postgresql+psycopg"
+
+
+def normalise_url(url: str) -> str:
+    """The address with the psycopg driver: `postgres://` and `postgresql://` mean it too.
+
+    Raises ValueError for anything that is not a PostgreSQL address; its password is not shown.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in ("postgres", "postgresql", DRIVER):
+        raise ValueError(
+            f"is not a PostgreSQL address (scheme {scheme[:20]!r});"
+            " write postgresql+psycopg://user:password@host:5432/database"
+        )
+    parsed: URL = make_url(f"{DRIVER}://{rest}")
+    if not parsed.database:
+        raise ValueError("names no database; write it after the last slash")
+    return parsed.render_as_string(hide_password=False)
+
+
+def make_engine(url: str, *, pool_size: int = 5, application: str = "seedance") -> Engine:
+    """An engine for one process. Connections are made when first needed, and checked when used.
+
+    Statements that take over 30 s or wait over 10 s for a lock are given up: leases end, and
+    the work is simply due again.
+    """
+    return create_engine(
+        normalise_url(url),
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        pool_timeout=10,
+        pool_pre_ping=True,
+        connect_args={
+            "application_name": application,
+            "connect_timeout": 5,
+            "options": "-c timezone=UTC -c statement_timeout=30s -c lock_timeout=10s"
+            " -c idle_in_transaction_session_timeout=60s",
+        },
+    )

@@ -1,0 +1,226 @@
+"""Holding instead of failing: while a gate is closed nothing new is sent, and nothing fails.
+
+`api_key` closes on INVALID_API_KEY and `credit` on INSUFFICIENT_CREDIT; a probe of the balance
+opens them. `backoff` closes for as long as Retry-After or backoff says, for every worker.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+
+from sqlalchemy import Connection, func, or_, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from models.base import table_of
+from models.tables import BalanceSnapshot, Gate
+from models.transitions import in_seconds
+
+_gates = table_of(Gate)
+_balances = table_of(BalanceSnapshot)
+
+
+class GateName(StrEnum):
+    """The gates there are."""
+
+    API_KEY = "api_key"
+    CREDIT = "credit"
+    BACKOFF = "backoff"
+
+
+@dataclass(frozen=True)
+class GateState:
+    """A closed gate."""
+
+    name: GateName
+    reason: str
+    closed_at: datetime
+    opens_at: datetime | None
+    refused_estimate: Decimal | None
+    failures: int
+
+
+@dataclass(frozen=True)
+class Sending:
+    """What may be sent now: the closed gates, and the credits known to be left."""
+
+    closed: tuple[GateState, ...]
+    remaining: Decimal | None
+
+    def obstacle(self, estimate: Decimal) -> GateState | None:
+        """The gate that holds a generation of this estimated cost back, if any does.
+
+        After a 402 cheaper work than was refused still passes while the balance covers it: one
+        dear generation must not hold up the rest (protocol.md, "Gates and limits").
+        """
+        for gate in self.closed:
+            if gate.name is GateName.CREDIT and self._affordable(gate, estimate):
+                continue
+            return gate
+        return None
+
+    def _affordable(self, gate: GateState, estimate: Decimal) -> bool:
+        return (
+            self.remaining is not None
+            and estimate <= self.remaining
+            and gate.refused_estimate is not None
+            and estimate < gate.refused_estimate
+        )
+
+    @property
+    def ceiling(self) -> Decimal | None:
+        """No estimate above this passes; None where there is no such bound.
+
+        Below zero where nothing passes at all.
+        """
+        if any(gate.name is not GateName.CREDIT for gate in self.closed):
+            return Decimal(-1)
+        for gate in self.closed:
+            if self.remaining is None or gate.refused_estimate is None:
+                return Decimal(-1)
+            return min(self.remaining, gate.refused_estimate - Decimal("0.0001"))
+        return None
+
+
+def sending(conn: Connection) -> Sending:
+    """Read the gates. A backoff gate whose time has come counts as open."""
+    rows = conn.execute(
+        select(_gates).where(
+            _gates.c.closed_at.is_not(None),
+            or_(_gates.c.opens_at.is_(None), _gates.c.opens_at > func.now()),
+        )
+    ).all()
+    closed = tuple(
+        GateState(
+            GateName(r.name), r.reason, r.closed_at, r.opens_at, r.refused_estimate, r.failures
+        )
+        for r in rows
+    )
+    remaining = None
+    if any(gate.name is GateName.CREDIT for gate in closed):
+        remaining = conn.execute(
+            select(_balances.c.remain_credits).order_by(_balances.c.at.desc()).limit(1)
+        ).scalar_one_or_none()
+    return Sending(closed, remaining)
+
+
+def close(
+    conn: Connection,
+    name: GateName,
+    reason: str,
+    *,
+    opens_in: float | None = None,
+    probe_in: float | None = None,
+    refused_estimate: Decimal | None = None,
+) -> bool:
+    """Close a gate, or keep it closed for longer. True if it was open before: log it then, once."""
+    was_closed = conn.execute(
+        select(_gates.c.closed_at)
+        .where(
+            _gates.c.name == str(name),
+            _gates.c.closed_at.is_not(None),
+            or_(_gates.c.opens_at.is_(None), _gates.c.opens_at > func.now()),
+        )
+        .with_for_update()
+    ).first()
+    new = insert(_gates).values(
+        name=str(name),
+        closed_at=func.now(),
+        reason=reason,
+        opens_at=None if opens_in is None else in_seconds(opens_in),
+        probe_at=None if probe_in is None else in_seconds(probe_in),
+        refused_estimate=refused_estimate,
+        failures=1,
+    )
+    conn.execute(
+        new.on_conflict_do_update(
+            index_elements=[_gates.c.name],
+            set_={
+                "closed_at": func.coalesce(_gates.c.closed_at, new.excluded.closed_at),
+                "reason": new.excluded.reason,
+                "opens_at": func.greatest(_gates.c.opens_at, new.excluded.opens_at),
+                # Probes that are planned stay planned: many refusals mustn't put them off.
+                "probe_at": func.least(_gates.c.probe_at, new.excluded.probe_at),
+                # The cheapest that was refused: what is dearer would be refused as well.
+                "refused_estimate": func.least(
+                    _gates.c.refused_estimate, new.excluded.refused_estimate
+                ),
+                "failures": _gates.c.failures + 1,
+            },
+        )
+    )
+    return was_closed is None
+
+
+def open_(conn: Connection, name: GateName) -> bool:
+    """Open a gate. True if it was closed."""
+    done = conn.execute(
+        update(_gates)
+        .where(_gates.c.name == str(name), _gates.c.closed_at.is_not(None))
+        .values(
+            closed_at=None,
+            reason=None,
+            opens_at=None,
+            probe_at=None,
+            refused_estimate=None,
+            failures=0,
+        )
+    )
+    return done.rowcount == 1
+
+
+def take_probe(conn: Connection, *, every: float) -> list[GateName]:
+    """Which gates this caller shall probe now; each probe is handed out once per `every` s."""
+    rows = conn.execute(
+        update(_gates)
+        .where(_gates.c.closed_at.is_not(None), _gates.c.probe_at <= func.now())
+        .values(probe_at=in_seconds(every))
+        .returning(_gates.c.name)
+    )
+    return [GateName(name) for name in rows.scalars()]
+
+
+def record_balance(
+    conn: Connection, *, total: Decimal, used: Decimal, remain: Decimal
+) -> list[GateName]:
+    """Keep what the provider says of the account; returns the gates that this opened.
+
+    An answered balance shows that the key is good; enough credits for what was refused open
+    the credit gate.
+    """
+    conn.execute(
+        _balances.insert().values(total_credits=total, used_credits=used, remain_credits=remain)
+    )
+    opened = [GateName.API_KEY] if open_(conn, GateName.API_KEY) else []
+    refused = conn.execute(
+        select(_gates.c.refused_estimate).where(
+            _gates.c.name == str(GateName.CREDIT), _gates.c.closed_at.is_not(None)
+        )
+    ).first()
+    enough = refused is not None and (
+        refused.refused_estimate is None or remain >= refused.refused_estimate
+    )
+    if enough and open_(conn, GateName.CREDIT):
+        opened.append(GateName.CREDIT)
+    return opened
+
+
+def failures(conn: Connection, name: GateName) -> int:
+    """How often the gate was closed since it was last forgotten; what backing off grows with."""
+    count = conn.execute(
+        select(_gates.c.failures).where(_gates.c.name == str(name))
+    ).scalar_one_or_none()
+    return count or 0
+
+
+def forget_backoff(conn: Connection, *, after: float) -> None:
+    """Open the backoff gate for good when its time has been up for so many seconds."""
+    conn.execute(
+        update(_gates)
+        .where(
+            _gates.c.name == str(GateName.BACKOFF),
+            _gates.c.closed_at.is_not(None),
+            _gates.c.opens_at <= in_seconds(-after),
+        )
+        .values(closed_at=None, reason=None, opens_at=None, failures=0)
+    )

@@ -1,0 +1,260 @@
+"""Reading generations: for producers, operators and reports. Nothing here writes."""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, func, select
+
+from models.base import table_of
+from models.lifecycle import LIVE, TERMINAL, Status
+from models.tables import Gate, Generation, GenerationEvent, StrayTask, SubmitAttempt
+
+g = table_of(Generation).c
+e = table_of(GenerationEvent).c
+
+
+@dataclass(frozen=True)
+class GenerationView:
+    """A generation as its producer and its operators see it. Credits are exact, times aware."""
+
+    id: uuid.UUID
+    status: Status
+    remote_task_id: str | None
+    remote_status: str | None
+    request: dict[str, Any]
+    metadata: dict[str, Any] | None
+    tenant: str
+    priority: int
+    idempotency_key: str | None
+    estimated_cost: Decimal
+    credit_cost: Decimal | None
+    error_code: str | None
+    error_message: str | None
+    # Signed, and so a key while it lives: kept out of reprs.
+    video_url: str | None = field(repr=False)
+    last_frame_url: str | None = field(repr=False)
+    attempt: int
+    cancel_requested_at: datetime | None
+    waits_for: str | None
+    blocked_by: uuid.UUID | None
+    attention: str | None
+    deadline_at: datetime | None
+    due_at: datetime | None
+    created_at: datetime
+    submitted_at: datetime | None
+    observed_at: datetime | None
+    finished_at: datetime | None
+
+    @property
+    def ended(self) -> bool:
+        """Nothing will change any more."""
+        return self.status in TERMINAL
+
+
+_COLUMNS = [g[name] for name in GenerationView.__dataclass_fields__]
+
+
+def _view(row: Row[Any]) -> GenerationView:
+    values = row._asdict()
+    return GenerationView(**{**values, "status": Status(values["status"])})
+
+
+def get(conn: Connection, generation_id: uuid.UUID) -> GenerationView | None:
+    """One generation, or None if there is none of this id."""
+    row = conn.execute(select(*_COLUMNS).where(g.id == generation_id)).one_or_none()
+    return None if row is None else _view(row)
+
+
+def get_many(conn: Connection, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, GenerationView]:
+    """Those of the ids that exist."""
+    rows = conn.execute(select(*_COLUMNS).where(g.id.in_(ids)))
+    return {row.id: _view(row) for row in rows}
+
+
+def by_remote_task(conn: Connection, task_id: str) -> GenerationView | None:
+    """The generation that follows a remote task."""
+    row = conn.execute(select(*_COLUMNS).where(g.remote_task_id == task_id)).one_or_none()
+    return None if row is None else _view(row)
+
+
+def newest(
+    conn: Connection,
+    *,
+    statuses: Sequence[Status] = (),
+    tenant: str | None = None,
+    error_code: str | None = None,
+    attention: bool = False,
+    limit: int = 50,
+) -> list[GenerationView]:
+    """Generations, the newest first."""
+    wanted: list[ColumnElement[bool]] = []
+    if statuses:
+        wanted.append(g.status.in_([str(status) for status in statuses]))
+    if tenant is not None:
+        wanted.append(g.tenant == tenant)
+    if error_code is not None:
+        wanted.append(g.error_code == error_code)
+    if attention:
+        wanted.append(g.attention.is_not(None))
+    rows = conn.execute(
+        select(*_COLUMNS).where(*wanted).order_by(g.created_at.desc(), g.id).limit(limit)
+    )
+    return [_view(row) for row in rows]
+
+
+@dataclass(frozen=True)
+class EventView:
+    """One line of a generation's history."""
+
+    at: datetime
+    event: str
+    from_status: str | None
+    to_status: str | None
+    attempt: int | None
+    detail: dict[str, Any] | None
+
+
+def events(conn: Connection, generation_id: uuid.UUID) -> list[EventView]:
+    """A generation's history, in order."""
+    rows = conn.execute(
+        select(e.at, e.event, e.from_status, e.to_status, e.attempt, e.detail)
+        .where(e.generation_id == generation_id)
+        .order_by(e.id)
+    )
+    return [EventView(*row) for row in rows]
+
+
+@dataclass(frozen=True)
+class AttemptView:
+    """One POST of a generation, and what became of it."""
+
+    number: int
+    seed: int
+    seed_drawn: bool
+    started_at: datetime
+    settle_at: datetime
+    outcome: str | None
+    code: str | None
+    remote_task_id: str | None
+
+
+def attempts(conn: Connection, generation_id: uuid.UUID) -> list[AttemptView]:
+    """A generation's attempts, in order."""
+    a = table_of(SubmitAttempt).c
+    columns = [a[name] for name in AttemptView.__dataclass_fields__]
+    rows = conn.execute(select(*columns).where(a.generation_id == generation_id).order_by(a.number))
+    return [AttemptView(*row) for row in rows]
+
+
+@dataclass(frozen=True)
+class StrayView:
+    """A remote task that no generation follows."""
+
+    task_id: str
+    kind: str
+    generation_id: uuid.UUID | None
+    attempt: int | None
+    status: str
+    credit_cost: Decimal | None
+    remote_created_at: datetime | None
+
+
+def strays(conn: Connection, *, generation_id: uuid.UUID | None = None) -> list[StrayView]:
+    """Second, possible and foreign remote tasks; those of one generation if one is named."""
+    s = table_of(StrayTask).c
+    columns = [s[name] for name in StrayView.__dataclass_fields__]
+    wanted = [] if generation_id is None else [s.generation_id == generation_id]
+    rows = conn.execute(select(*columns).where(*wanted).order_by(s.first_seen_at))
+    return [StrayView(*row) for row in rows]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How much there is of what."""
+
+    by_status: dict[Status, int]
+    in_flight: int
+    attention: int
+    blocked: int
+    oldest_due_seconds: float
+    """How late the most overdue live generation is; 0 with none overdue."""
+    gates: dict[str, str]
+    """The closed gates, and why."""
+
+
+def summary(conn: Connection) -> Summary:
+    """The state of everything, in numbers."""
+    counts = conn.execute(select(g.status, func.count()).group_by(g.status)).tuples()
+    by_status = {Status(status): count for status, count in counts}
+    live, attention, blocked, overdue = conn.execute(
+        select(
+            func.count().filter(g.status.in_(sorted(LIVE)), g.attention.is_(None)),
+            func.count().filter(g.attention.is_not(None)),
+            func.count().filter(g.blocked_by.is_not(None)),
+            func.max(func.extract("epoch", func.now() - g.due_at)).filter(
+                g.status.in_(sorted(LIVE))
+            ),
+        ).where(g.finished_at.is_(None))
+    ).one()
+    closed = conn.execute(
+        select(Gate.name, Gate.reason).where(
+            Gate.closed_at.is_not(None),
+            (Gate.opens_at.is_(None)) | (Gate.opens_at > func.now()),
+        )
+    ).tuples()
+    return Summary(
+        by_status,
+        live,
+        attention,
+        blocked,
+        max(0.0, float(overdue or 0)),
+        {name: reason or "" for name, reason in closed},
+    )
+
+
+@dataclass(frozen=True)
+class CostLine:
+    """What generations of one group cost, in credits."""
+
+    group: tuple[str, ...]
+    generations: int
+    completed: int
+    estimated: Decimal
+    charged: Decimal
+    pending: Decimal
+    """Estimates of what has not ended yet: not charged, may be."""
+
+
+COST_GROUPS = {
+    "tenant": g.tenant,
+    "model": g.request["model"].astext,
+    "resolution": g.request["resolution"].astext,
+    "day": func.to_char(g.created_at, "YYYY-MM-DD"),
+    "status": g.status,
+}
+
+
+def cost(conn: Connection, by: Sequence[str], *, since: datetime | None = None) -> list[CostLine]:
+    """Credits by group, of the generations accepted since then."""
+    groups = [COST_GROUPS[name] for name in by]
+    open_ = g.finished_at.is_(None)
+    wanted = [] if since is None else [g.created_at >= since]
+    rows = conn.execute(
+        select(
+            *groups,
+            func.count(),
+            func.count().filter(g.status == Status.COMPLETED),
+            func.sum(g.estimated_cost),
+            func.coalesce(func.sum(g.credit_cost).filter(g.finished_at.is_not(None)), 0),
+            func.coalesce(func.sum(g.estimated_cost).filter(open_), 0),
+        )
+        .where(*wanted)
+        .group_by(*groups)
+        .order_by(*groups)
+    )
+    n = len(groups)
+    return [CostLine(tuple(map(str, row[:n])), *row[n:]) for row in rows]

@@ -1,0 +1,290 @@
+"""The schedule: which generations are due, who gets to work on them, and who is let in.
+
+A claim raises the row's lease and sets `due_at` to the lease's end: if the message is lost or
+the worker dies, the row is simply due again then. A stage writes only while it holds the lease.
+"""
+
+import random
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import StrEnum
+
+from sqlalchemy import Connection, bindparam, func, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+
+from models import transitions
+from models.base import table_of
+from models.lifecycle import IN_DOUBT, LIVE, Status
+from models.tables import LIVE_SQL, Generation, LearnedLimit
+from models.transitions import in_seconds
+
+g = table_of(Generation).c
+_limits = table_of(LearnedLimit)
+
+IN_FLIGHT = "in_flight"
+
+CHANNEL = "seedance_due"
+"""NOTIFY on this channel says that something may be due: dispatchers LISTEN to it."""
+
+_ADMISSION_LOCK = 0x5EED_A117
+
+
+BLOCKED_RECHECK = 60.0
+"""Seconds after which a blocked generation looks again by itself, should a wake-up be lost."""
+
+
+class Stage(StrEnum):
+    """What a claimed generation needs next."""
+
+    UPLOAD = "upload"
+    SUBMIT = "submit"
+    RESOLVE = "resolve"
+    POLL = "poll"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to work on one generation until its lease ends or is raised."""
+
+    id: uuid.UUID
+    lease: int
+    stage: Stage
+    tries: int
+
+
+def stage_of(status: Status, *, needs_upload: bool) -> Stage:
+    """The stage that moves a live generation of this status on."""
+    if status is Status.RUNNING:
+        return Stage.POLL
+    if status in IN_DOUBT:
+        return Stage.RESOLVE
+    return Stage.UPLOAD if needs_upload else Stage.SUBMIT
+
+
+_NEEDS_UPLOAD = (g.has_sources & g.content.is_(None)).label("needs_upload")
+
+
+def claim_due(conn: Connection, limit: int, *, lease_seconds: float) -> list[Claim]:
+    """Claim up to `limit` live generations whose next step is due, the longest due first."""
+    due = (
+        select(g.id)
+        .where(g.status.in_(sorted(LIVE)), g.due_at <= func.now())
+        .order_by(g.due_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        .cte("due")
+    )
+    rows = conn.execute(
+        update(table_of(Generation))
+        .where(g.id == due.c.id)
+        .values(lease=g.lease + 1, due_at=in_seconds(lease_seconds), tries=g.tries + 1)
+        .returning(g.id, g.lease, g.status, g.tries, _NEEDS_UPLOAD)
+    )
+    return [
+        Claim(r.id, r.lease, stage_of(Status(r.status), needs_upload=r.needs_upload), r.tries)
+        for r in rows
+    ]
+
+
+def release(conn: Connection, claims: Sequence[Claim], *, seconds: float) -> None:
+    """Give claims back that could not be handed on: due again soon, not at the lease's end."""
+    for claim in claims:
+        conn.execute(
+            update(table_of(Generation))
+            .where(g.id == claim.id, g.lease == claim.lease, g.finished_at.is_(None))
+            .values(due_at=in_seconds(seconds), tries=func.greatest(g.tries - 1, 0))
+        )
+
+
+# A loose index scan finds the tenants, each then gives its first rows: the cost grows with
+# tenants and free slots, not with how much waits.
+_WAITING = text(
+    f"""
+    WITH RECURSIVE tenants AS (
+        (SELECT tenant FROM generations WHERE status = 'accepted' ORDER BY tenant LIMIT 1)
+        UNION ALL
+        SELECT (SELECT g.tenant FROM generations g
+                WHERE g.status = 'accepted' AND g.tenant > t.tenant ORDER BY g.tenant LIMIT 1)
+        FROM tenants t WHERE t.tenant IS NOT NULL
+    ),
+    busy AS (
+        SELECT tenant, count(*) AS n FROM generations
+        WHERE {LIVE_SQL} AND attention IS NULL GROUP BY tenant
+    )
+    SELECT c.id, c.fingerprint, c.created_at
+    FROM tenants t
+    LEFT JOIN busy b USING (tenant)
+    CROSS JOIN LATERAL (
+        SELECT w.id, w.fingerprint, w.priority, w.created_at,
+               row_number() OVER (ORDER BY w.priority DESC, w.created_at) AS turn
+        FROM (
+            SELECT id, fingerprint, priority, created_at FROM generations g
+            WHERE g.status = 'accepted' AND g.tenant = t.tenant AND g.due_at <= now()
+              AND (CAST(:ceiling AS numeric) IS NULL OR g.estimated_cost <= :ceiling)
+            ORDER BY g.priority DESC, g.created_at
+            LIMIT :free
+        ) w
+    ) c
+    WHERE t.tenant IS NOT NULL
+    ORDER BY c.priority DESC, coalesce(b.n, 0) + c.turn, c.created_at
+    LIMIT :free
+    """  # noqa: S608  (built from constants of this package)
+).bindparams(bindparam("ceiling"), bindparam("free"))
+
+_AHEAD = text(
+    """
+    SELECT o.id FROM generations o
+    WHERE o.finished_at IS NULL AND o.fingerprint = :mark AND o.id <> :id
+      AND (o.status IN ('uploading', 'submitting', 'uncertain')
+           OR (o.status = 'accepted' AND (o.created_at, o.id) < (:created_at, :id)))
+    ORDER BY (o.status = 'accepted'), o.created_at LIMIT 1
+    """
+)
+
+
+def admit(
+    conn: Connection,
+    limit: int,
+    *,
+    max_in_flight: int,
+    lease_seconds: float,
+    ceiling: Decimal | None,
+) -> list[Claim]:
+    """Let waiting generations into free slots: by priority, then by turns between tenants.
+
+    `ceiling` bounds the estimated cost while the credit gate is closed. One process admits at a
+    time; another finds the lock taken and gets an empty list. A generation whose fingerprint
+    another holds, or an older one waits for, stays accepted and shows `blocked_by`.
+    """
+    locked = conn.execute(select(func.pg_try_advisory_xact_lock(_ADMISSION_LOCK))).scalar_one()
+    if not locked:
+        return []
+    transitions.lapse(conn, g.status == Status.ACCEPTED)
+    free = min(limit, max_in_flight - in_flight(conn))
+    if free <= 0:
+        return []
+    waiting = conn.execute(_WAITING, {"free": free, "ceiling": ceiling}).all()
+    chosen: list[uuid.UUID] = []
+    marks: dict[str, uuid.UUID] = {}
+    for row in waiting:
+        blocked_by = None
+        if row.fingerprint is not None:
+            blocked_by = (
+                marks.get(row.fingerprint)
+                or conn.execute(
+                    _AHEAD,
+                    {"mark": row.fingerprint, "id": row.id, "created_at": row.created_at},
+                ).scalar_one_or_none()
+            )
+        if blocked_by is not None:
+            _block(conn, row.id, blocked_by)
+            continue
+        if row.fingerprint is not None:
+            marks[row.fingerprint] = row.id
+        chosen.append(row.id)
+    if not chosen:
+        return []
+    moved = transitions.admit(conn, chosen, lease_seconds=lease_seconds)
+    rows = conn.execute(select(g.id, _NEEDS_UPLOAD).where(g.id.in_([m.id for m in moved])))
+    needs = {row.id: row.needs_upload for row in rows}
+    order = {generation_id: i for i, generation_id in enumerate(chosen)}
+    return [
+        Claim(m.id, m.lease, stage_of(m.status, needs_upload=needs[m.id]), 1)
+        for m in sorted(moved, key=lambda m: order[m.id])
+    ]
+
+
+def _block(conn: Connection, generation_id: uuid.UUID, blocked_by: uuid.UUID) -> None:
+    conn.execute(
+        update(table_of(Generation))
+        .where(g.id == generation_id, g.status == Status.ACCEPTED)
+        .values(
+            blocked_by=blocked_by,
+            waits_for="an equal generation with the same seed",
+            due_at=in_seconds(BLOCKED_RECHECK),
+        )
+    )
+
+
+def in_flight(conn: Connection) -> int:
+    """How many generations hold a slot."""
+    return conn.execute(
+        select(func.count())
+        .select_from(Generation)
+        .where(g.status.in_(sorted(LIVE)), g.attention.is_(None))
+    ).scalar_one()
+
+
+def next_due_in(conn: Connection) -> float | None:
+    """Seconds until the next live generation is due; None with none live."""
+    seconds = conn.execute(
+        select(func.extract("epoch", func.min(g.due_at) - func.now())).where(
+            g.status.in_(sorted(LIVE))
+        )
+    ).scalar_one()
+    return None if seconds is None else float(seconds)
+
+
+def wake(conn: Connection) -> None:
+    """Tell the dispatchers, once this transaction commits, that something may be due."""
+    conn.execute(select(func.pg_notify(CHANNEL, "")))
+
+
+# --- the limit that the provider teaches -------------------------------------------------------
+
+
+def learned_limit(conn: Connection, configured: int) -> int:
+    """`max_in_flight` as learned from CONCURRENCY_LIMIT_REACHED: never above the setting."""
+    value = conn.execute(
+        select(_limits.c.value).where(_limits.c.name == IN_FLIGHT)
+    ).scalar_one_or_none()
+    return configured if value is None else min(configured, value)
+
+
+def learn_lower(conn: Connection, running: int) -> None:
+    """The provider said that `running` tasks are too many: allow one fewer, never under 1."""
+    lower = max(1, running - 1)
+    new = insert(LearnedLimit).values(name=IN_FLIGHT, value=lower)
+    conn.execute(
+        new.on_conflict_do_update(
+            index_elements=[_limits.c.name],
+            set_={"value": func.least(_limits.c.value, lower), "changed_at": func.now()},
+        )
+    )
+
+
+def relax(conn: Connection, configured: int, *, every: float) -> None:
+    """Allow one more again after `every` seconds without a refusal; forget it at the setting."""
+    ripe = _limits.c.changed_at <= func.now() - text(f"interval '{float(every)} seconds'")
+    conn.execute(
+        update(_limits)
+        .where(_limits.c.name == IN_FLIGHT, ripe)
+        .values(value=_limits.c.value + 1, changed_at=func.now())
+    )
+    conn.execute(_limits.delete().where(_limits.c.name == IN_FLIGHT, _limits.c.value >= configured))
+
+
+# --- backoff -----------------------------------------------------------------------------------
+
+
+def backoff(failures: int, *, base: float, cap: float, rng: random.Random | None = None) -> float:
+    """Seconds to wait after so many failures in a row: capped, doubling, jittered by half.
+
+    Half is kept so that a wait is never zero, half is random so that a crowd spreads out.
+    """
+    full = min(cap, base * 2.0 ** min(max(failures, 0), 32))
+    return full / 2 + (rng or random).random() * full / 2
+
+
+def poll_delay(
+    polls: int, *, shortest: float, longest: float, rng: random.Random | None = None
+) -> float:
+    """Seconds until the next look at a running task: never under `shortest`.
+
+    Grows by a third with each look, so that a task of some minutes is seen soon after its end
+    and a long one costs little; jittered upwards by up to a tenth.
+    """
+    delay = min(longest, shortest * (4 / 3) ** min(max(polls, 0), 64))
+    return delay * (1 + (rng or random).random() / 10)

@@ -1,0 +1,283 @@
+"""The intent to submit: everything protocol.md asks before a POST, in one transaction."""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import Connection, and_, func, or_, select, text
+from sqlalchemy.dialects.postgresql import insert
+
+from models import gates, transitions
+from models.base import table_of
+from models.lifecycle import IN_DOUBT, Note, Status
+from models.marks import draw_seed, fingerprint, producer_seed
+from models.schedule import BLOCKED_RECHECK
+from models.tables import OPEN_ATTEMPT_SQL, Generation, StrayTask, SubmitAttempt
+
+g = table_of(Generation).c
+a = table_of(SubmitAttempt).c
+s = table_of(StrayTask).c
+
+HELD_RECHECK = 5.0
+"""Seconds a generation is put back for when a gate closed after its admission."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """B, K and L of protocol.md and a margin, in seconds."""
+
+    send_budget: float
+    late_creation: float
+    list_lag: float
+    margin: float = 5.0
+
+    @property
+    def settle(self) -> float:
+        """From the intent until the provider can no longer be working on it, unseen."""
+        return self.send_budget + self.late_creation + self.list_lag + self.margin
+
+
+@dataclass(frozen=True)
+class Intent:
+    """A committed intent (once the caller's transaction is): the POST that may now be sent."""
+
+    generation_id: uuid.UUID
+    attempt: int
+    lease: int
+    seed: int
+    estimate: Decimal
+
+
+@dataclass(frozen=True)
+class Held:
+    """No intent was made; the row was moved on by `why` already, or another has it."""
+
+    why: str
+
+
+def begin(conn: Connection, generation_id: uuid.UUID, lease: int, timing: Timing) -> Intent | Held:
+    """`uploading → submitting`, or why not.
+
+    Raises sqlalchemy.exc.IntegrityError when an equal generation took the fingerprint at the
+    same moment: roll back and call `put_back_blocked`.
+    """
+    row = conn.execute(
+        select(
+            g.request,
+            g.estimated_cost,
+            g.attempt,
+            g.cancel_requested_at,
+            (g.deadline_at <= func.now()).label("late"),
+        )
+        .where(g.id == generation_id, g.lease == lease, g.status == Status.UPLOADING)
+        .with_for_update()
+    ).one_or_none()
+    if row is None:
+        return Held("lease lost")
+    if row.late:
+        transitions.lapse(conn, g.id == generation_id)
+        return Held("deadline passed")
+    if row.cancel_requested_at is not None:
+        transitions.cancel(conn, generation_id)
+        return Held("cancelled")
+    gate = gates.sending(conn).obstacle(row.estimated_cost)
+    if gate is not None:
+        transitions.put_back(
+            conn, generation_id, lease, waits_for=f"gate {gate.name}", seconds=HELD_RECHECK
+        )
+        return Held(f"gate {gate.name} is closed")
+    match = _unknown_task_of(conn, generation_id)
+    if match is not None:
+        why = f"remote task {match} may be its own: decide with `seedance resolve`"
+        transitions.put_back(
+            conn,
+            generation_id,
+            lease,
+            waits_for="a decision",
+            seconds=BLOCKED_RECHECK,
+            attention=why,
+        )
+        return Held(why)
+
+    fixed = producer_seed(row.request)
+    seed = _fresh_seed(conn) if fixed is None else fixed
+    mark = fingerprint(row.request, seed)
+    if fixed is not None:
+        holder = fingerprint_holder(conn, mark, seed, generation_id)
+        if holder is not None:
+            put_back_blocked(conn, generation_id, lease, holder)
+            return Held(f"blocked by {holder}")
+    number = row.attempt + 1
+    conn.execute(
+        insert(SubmitAttempt).values(
+            generation_id=generation_id,
+            number=number,
+            seed=seed,
+            seed_drawn=fixed is None,
+            fingerprint=mark,
+            settle_at=transitions.in_seconds(timing.settle),
+        )
+    )
+    moved = transitions.intend(
+        conn,
+        generation_id,
+        lease,
+        attempt=number,
+        fingerprint=mark,
+        settle_seconds=timing.settle,
+    )
+    assert moved is not None, "the row is locked and was checked"
+    return Intent(generation_id, number, moved.lease, seed, row.estimated_cost)
+
+
+def _unknown_task_of(conn: Connection, generation_id: uuid.UUID) -> str | None:
+    """An unknown remote task that matches one of the generation's open attempts."""
+    return conn.execute(
+        select(s.task_id)
+        .join(
+            SubmitAttempt,
+            or_(
+                and_(s.seed == a.seed, s.kind != "second"),
+                and_(s.kind == "possible", s.generation_id == a.generation_id),
+            ),
+        )
+        .where(a.generation_id == generation_id, text(OPEN_ATTEMPT_SQL))
+        # A foreign task from before the attempt can't be of it; an hour allows for any skew.
+        .where(
+            or_(
+                s.remote_created_at.is_(None),
+                s.remote_created_at > a.started_at - text("interval '1 hour'"),
+            )
+        )
+        .limit(1)
+    ).scalar_one_or_none()
+
+
+def fingerprint_holder(
+    conn: Connection, mark: str, seed: int, generation_id: uuid.UUID
+) -> uuid.UUID | None:
+    """Another generation in doubt that a remote task of this one could be mistaken for."""
+    holder: uuid.UUID | None = conn.execute(
+        select(g.id)
+        .where(
+            g.finished_at.is_(None),
+            g.fingerprint == mark,
+            g.id != generation_id,
+            g.status.in_(sorted(IN_DOUBT)),
+        )
+        .limit(1)
+    ).scalar_one_or_none()
+    if holder is not None:
+        return holder
+    # A seed drawn for another generation may by chance equal the producer's.
+    return conn.execute(
+        select(a.generation_id)
+        .where(
+            a.seed == seed,
+            a.seed_drawn,
+            a.generation_id != generation_id,
+            text(OPEN_ATTEMPT_SQL),
+        )
+        .limit(1)
+    ).scalar_one_or_none()
+
+
+def put_back_blocked(
+    conn: Connection, generation_id: uuid.UUID, lease: int, holder: uuid.UUID | None
+) -> None:
+    """Back to `accepted`: an equal generation is in doubt, and must be told apart first."""
+    transitions.put_back(
+        conn,
+        generation_id,
+        lease,
+        waits_for="an equal generation with the same seed",
+        blocked_by=holder,
+        seconds=BLOCKED_RECHECK,
+    )
+
+
+def _fresh_seed(conn: Connection) -> int:
+    """A seed no attempt ever had and no remote task showed."""
+    while True:
+        seed = draw_seed()
+        taken = conn.execute(
+            select(
+                or_(
+                    select(a.seed).where(a.seed == seed).exists(),
+                    select(s.seed).where(s.seed == seed).exists(),
+                )
+            )
+        ).scalar_one()
+        if not taken:
+            return seed
+
+
+def may_still_send(conn: Connection, intent: Intent) -> str | None:
+    """Asked again just before the POST: why it must not be sent, or None.
+
+    Reads only what can have changed since the intent: the wish to cancel, the gates, the row.
+    """
+    row = conn.execute(
+        select(g.status, g.attempt, g.cancel_requested_at).where(g.id == intent.generation_id)
+    ).one_or_none()
+    if row is None or row.status != Status.SUBMITTING or row.attempt != intent.attempt:
+        return "no longer the row's attempt"
+    if row.cancel_requested_at is not None:
+        return "cancel asked"
+    gate = gates.sending(conn).obstacle(intent.estimate)
+    return None if gate is None else f"gate {gate.name}"
+
+
+def flag_second_task(
+    conn: Connection,
+    generation_id: uuid.UUID,
+    attempt: int | None,
+    *,
+    task_id: str,
+    status: str,
+    credit_cost: Decimal | None,
+    seed: int | None = None,
+    created_at: datetime | None = None,
+    shown: Mapping[str, Any] | None = None,
+) -> None:
+    """Record a second remote task of one generation: never silent, its credits kept."""
+    from_list = dict(shown or {})
+    recorded = upsert_stray(
+        conn,
+        kind="second",
+        generation_id=generation_id,
+        attempt=attempt,
+        task_id=task_id,
+        status=status,
+        credit_cost=credit_cost,
+        seed=seed,
+        remote_created_at=created_at,
+        **from_list,
+    )
+    if recorded:
+        transitions.note(
+            conn,
+            generation_id,
+            Note.SECOND_TASK,
+            attempt=attempt,
+            detail={"remote_task_id": task_id, "remote_status": status},
+        )
+
+
+def upsert_stray(conn: Connection, *, task_id: str, kind: str, **values: Any) -> bool:
+    """Keep a remote task that no generation follows. True if it is new, or newly of this kind."""
+    before = conn.execute(
+        select(s.kind).where(s.task_id == task_id).with_for_update()
+    ).scalar_one_or_none()
+    new = insert(StrayTask).values(task_id=task_id, kind=kind, **values)
+    kept = {name: getattr(new.excluded, name) for name in values}
+    conn.execute(
+        new.on_conflict_do_update(
+            index_elements=[s.task_id],
+            set_={"kind": kind, "last_seen_at": func.now(), **kept},
+        )
+    )
+    return before != kind

@@ -1,0 +1,291 @@
+"""Holding what the task list shows against what we know: protocol.md, "Watching".
+
+A remote task is known if a generation follows it. An unknown one is a lost answer (adopted), a
+second task of a generation (flagged), possibly one of ours (an operator decides), or foreign
+(counted and shown; never cancelled, never adopted).
+"""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, exists, func, select, text
+
+from models import submission, transitions
+from models.base import table_of
+from models.lifecycle import Observation, Status
+from models.marks import ECHOED
+from models.resolution import Attempt, Case
+from models.tables import OPEN_ATTEMPT_SQL, Generation, SubmitAttempt
+
+g = table_of(Generation).c
+a = table_of(SubmitAttempt).c
+
+ADOPTING = frozenset({Status.ACCEPTED, Status.UPLOADING, Status.UNCERTAIN})
+"""Who is adopted on sight of its mark. A generation that is `submitting` may still get its
+answer, which says the same; once its lease has ended the resolve stage adopts it."""
+
+
+@dataclass
+class Sightings:
+    """What a pass over the list did, by task id."""
+
+    changed: list[str] = field(default_factory=list)
+    adopted: list[str] = field(default_factory=list)
+    second: list[str] = field(default_factory=list)
+    possible: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+
+
+def followed(conn: Connection, task_ids: Sequence[str]) -> set[str]:
+    """Those of the remote tasks that a generation follows, or followed to its end."""
+    return set(
+        conn.execute(select(g.remote_task_id).where(g.remote_task_id.in_(task_ids))).scalars()
+    )
+
+
+def hold_against(conn: Connection, seen: Sequence[Observation]) -> Sightings:
+    """Apply a page of the list: observe what is known, judge what is not."""
+    result = Sightings()
+    known = followed(conn, [task.task_id for task in seen])
+    # One order for every pass: two passes over the same rows can't deadlock.
+    for task in sorted(seen, key=lambda task: task.task_id):
+        if task.task_id in known:
+            if isinstance(transitions.apply_observation(conn, task), transitions.Moved):
+                result.changed.append(task.task_id)
+        else:
+            _judge_unknown(conn, task, result)
+    return result
+
+
+def _judge_unknown(conn: Connection, task: Observation, result: Sightings) -> None:
+    match = None if task.seed in (None, -1) else _attempt_with_seed(conn, task)
+    if match is None:
+        result.foreign.append(task.task_id)
+        submission.upsert_stray(conn, kind="foreign", **stray_values(task))
+        return
+    if not match.seed_drawn:
+        result.possible.append(task.task_id)
+        submission.upsert_stray(
+            conn,
+            kind="possible",
+            generation_id=match.generation_id,
+            attempt=match.number,
+            **stray_values(task),
+        )
+        return
+    if adopt_marked(conn, match.generation_id, match.number, task, by="watch", into=ADOPTING):
+        result.adopted.append(task.task_id)
+        return
+    status = conn.execute(select(g.status).where(g.id == match.generation_id)).scalar_one()
+    if Status(status) is Status.SUBMITTING:
+        return
+    flag_second(conn, match.generation_id, match.number, task)
+    result.second.append(task.task_id)
+
+
+def _attempt_with_seed(conn: Connection, task: Observation) -> Any:
+    """The attempt that drew the task's seed; else an open one that fixed it, all fields equal."""
+    drawn = conn.execute(
+        select(a.generation_id, a.number, a.seed_drawn).where(a.seed == task.seed, a.seed_drawn)
+    ).first()
+    if drawn is not None:
+        return drawn
+    equal = [g.request[name].astext == _as_json_text(getattr(task, name)) for name in ECHOED]
+    return conn.execute(
+        select(a.generation_id, a.number, a.seed_drawn)
+        .join(Generation, g.id == a.generation_id)
+        .where(a.seed == task.seed, text(OPEN_ATTEMPT_SQL), *equal)
+        .order_by(a.started_at)
+        .limit(1)
+    ).first()
+
+
+def _as_json_text(value: Any) -> str | None:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return None if value is None else str(value)
+
+
+def adopt_marked(
+    conn: Connection,
+    generation_id: uuid.UUID,
+    attempt: int,
+    task: Observation,
+    *,
+    by: str,
+    into: frozenset[Status],
+) -> bool:
+    """Adopt a remote task for the generation, and apply what it shows. False if not possible."""
+    row = conn.execute(
+        select(g.attempt, g.status).where(g.id == generation_id).with_for_update()
+    ).one()
+    if Status(row.status) not in into:
+        return False
+    moved = transitions.adopt(
+        conn,
+        generation_id,
+        attempt,
+        latest_attempt=row.attempt,
+        seen=task,
+        sources=into,
+        by=by,
+    )
+    if moved is None:
+        return False
+    conn.execute(
+        text("DELETE FROM stray_tasks WHERE task_id = :task_id"), {"task_id": task.task_id}
+    )
+    transitions.apply_observation(conn, task)
+    return True
+
+
+def flag_second(
+    conn: Connection, generation_id: uuid.UUID, attempt: int, task: Observation
+) -> None:
+    """Record a second remote task of a generation."""
+    values = stray_values(task)
+    submission.flag_second_task(
+        conn,
+        generation_id,
+        attempt,
+        task_id=values.pop("task_id"),
+        status=values.pop("status"),
+        credit_cost=values.pop("credit_cost"),
+        seed=values.pop("seed"),
+        created_at=values.pop("remote_created_at"),
+        shown=values,
+    )
+
+
+def stray_values(task: Observation) -> dict[str, Any]:
+    """A task as `stray_tasks` keeps it."""
+    return {
+        "task_id": task.task_id,
+        "status": task.status,
+        "credit_cost": task.credit_cost,
+        "seed": task.seed,
+        "remote_created_at": task.created_at,
+        **{name: getattr(task, name) for name in ECHOED},
+    }
+
+
+# --- what the resolve stage needs to know -------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class InDoubt:
+    """A generation to be resolved, as it was read."""
+
+    case: Case
+    status: Status
+    lease: int
+    latest: int
+    settled: bool
+    """Whether `settle_at` of its latest attempt has passed."""
+    settle_in: float
+    """Seconds until it does; negative once it has."""
+    failures: int
+
+
+def in_doubt(
+    conn: Connection, claims: Sequence[tuple[uuid.UUID, int]], *, key_exclusive: bool
+) -> list[InDoubt]:
+    """The claimed generations that are still in doubt under their lease, with open attempts."""
+    found = []
+    for generation_id, lease in claims:
+        row = conn.execute(
+            select(g.status, g.request, g.attempt, g.fingerprint, g.failures).where(
+                g.id == generation_id,
+                g.lease == lease,
+                g.status.in_([Status.SUBMITTING, Status.UNCERTAIN]),
+            )
+        ).one_or_none()
+        if row is None:
+            continue
+        attempts = conn.execute(
+            select(
+                a.number,
+                a.seed,
+                a.seed_drawn,
+                a.started_at,
+                a.settle_at,
+                func.extract("epoch", a.settle_at - func.now()).label("settle_in"),
+            )
+            .where(a.generation_id == generation_id, text(OPEN_ATTEMPT_SQL))
+            .order_by(a.number)
+        ).all()
+        rival = conn.execute(
+            select(
+                exists().where(
+                    a.fingerprint == row.fingerprint,
+                    a.generation_id != generation_id,
+                    text(OPEN_ATTEMPT_SQL),
+                )
+            )
+        ).scalar_one()
+        settle_in = max(float(attempt.settle_in) for attempt in attempts)
+        case = Case(
+            generation_id,
+            row.request,
+            tuple(
+                Attempt(r.number, r.seed, r.seed_drawn, r.started_at, r.settle_at) for r in attempts
+            ),
+            key_exclusive=key_exclusive,
+            rival=rival,
+        )
+        found.append(
+            InDoubt(
+                case,
+                Status(row.status),
+                lease,
+                row.attempt,
+                settle_in <= 0,
+                settle_in,
+                row.failures,
+            )
+        )
+    return found
+
+
+def created_since(conn: Connection, since: datetime, until: datetime) -> frozenset[str]:
+    """Remote tasks that we know to have been created in between: a complete reading shows them.
+
+    `until` leaves out those that the list may not show yet (its lag).
+    """
+    return frozenset(
+        conn.execute(
+            select(a.remote_task_id).where(
+                a.outcome.in_(("submitted", "adopted")),
+                a.started_at >= since,
+                a.decided_at <= until,
+            )
+        ).scalars()
+    )
+
+
+def answered_times(
+    conn: Connection, task_ids: Sequence[str]
+) -> dict[str, tuple[datetime, datetime]]:
+    """For submissions that were answered: when intended and when answered, by our clock."""
+    rows = conn.execute(
+        select(a.remote_task_id, a.started_at, a.decided_at).where(
+            a.remote_task_id.in_(task_ids), a.outcome == "submitted"
+        )
+    )
+    return {r.remote_task_id: (r.started_at, r.decided_at) for r in rows}
+
+
+def running_unseen(conn: Connection, seen: Sequence[str], *, before: datetime) -> list[uuid.UUID]:
+    """Generations believed running since before then whose task the list did not show."""
+    return list(
+        conn.execute(
+            select(g.id).where(
+                g.status == Status.RUNNING,
+                g.submitted_at < before,
+                g.remote_task_id.not_in(seen),
+            )
+        ).scalars()
+    )

@@ -1,0 +1,9 @@
+"""The Celery app: `celery -A worker.app worker` and `worker.app:app`."""
+
+from celery import Celery
+
+from worker.bootstep import DispatcherStep
+
+app = Celery("seedance", include=["worker.tasks"])
+app.config_from_object("worker.celeryconfig")
+app.steps["worker"].add(DispatcherStep)

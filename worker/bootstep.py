@@ -1,0 +1,77 @@
+"""Runs the dispatcher in every Celery worker, as a step of its start and stop."""
+
+import logging
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from celery import bootsteps
+from kombu.exceptions import OperationalError
+
+from models.schedule import Claim, Stage
+from worker.celeryconfig import STAGE_QUEUE
+from worker.dispatcher import Broker, Dispatcher
+from worker.runtime import build
+from worker.settings import load_settings
+
+log = logging.getLogger(__name__)
+
+
+class DispatcherStep(bootsteps.StartStopStep):
+    """Starts after the pool, so that a forked child never inherits its connections."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: Any, **kwargs: Any) -> None:
+        super().__init__(worker, **kwargs)
+        self._dispatcher: Dispatcher | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self, worker: Any) -> None:
+        """Begin to dispatch."""
+        rt = build(load_settings(), pool_size=2)
+        self._dispatcher = Dispatcher(rt, _broker(worker.app), slots=worker.concurrency)
+
+        def target(dispatcher: Dispatcher) -> None:
+            try:
+                dispatcher.run()
+            finally:
+                rt.close()
+
+        self._thread = threading.Thread(
+            target=target, args=(self._dispatcher,), name="dispatcher", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self, worker: Any) -> None:  # noqa: ARG002
+        """Claim nothing more. What was claimed is finished by this worker or due again soon."""
+        if self._dispatcher is not None and self._thread is not None:
+            self._dispatcher.stop()
+            self._thread.join(timeout=15)
+
+    def terminate(self, worker: Any) -> None:
+        """A cold shutdown stops it as a warm one does."""
+        self.stop(worker)
+
+
+def _broker(app: Any) -> Broker:
+    def publish(stage: Stage, claims: Sequence[Claim]) -> None:
+        pairs = [[str(claim.id), claim.lease] for claim in claims]
+        args = [pairs] if stage is Stage.RESOLVE else pairs[0]
+        # The id says in Flower which generation and stage a message is.
+        task_id = f"{claims[0].id}.{stage}.{claims[0].lease}"
+        app.send_task(f"seedance.{stage}", args=args, task_id=task_id)
+
+    def probe() -> None:
+        app.send_task("seedance.balance")
+
+    def depth() -> int:
+        with app.connection_for_write() as connection, connection.channel() as channel:
+            try:
+                return int(channel.queue_declare(STAGE_QUEUE, passive=True).message_count)
+            except OperationalError:
+                raise
+            except connection.channel_errors:
+                return 0  # not declared yet: nothing was published
+
+    return Broker(publish, probe, depth)

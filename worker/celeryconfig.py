@@ -1,0 +1,121 @@
+"""Celery's settings, each with its reason. Read when the app is first used, not at import of it.
+
+Leases and fencing make a lost, late or repeated message harmless; these settings keep the
+broker from doing worse than that.
+"""
+
+import os
+
+from kombu import Queue
+
+from worker.settings import Settings
+
+STAGE_QUEUE = "seedance.stages"
+INTAKE_QUEUE = "celery"
+UPKEEP_QUEUE = "seedance.upkeep"
+
+
+def _seconds(name: str) -> float:
+    given = os.environ.get(f"SEEDANCE_{name.upper()}")
+    return float(given) if given else float(Settings.model_fields[name].default)
+
+
+broker_url = os.environ.get("SEEDANCE_BROKER_URL") or Settings.model_fields["broker_url"].default
+
+# --- messages ---------------------------------------------------------------------------------
+# JSON only: a pickle is a program, and the broker may be written to by others.
+task_serializer = "json"
+result_serializer = "json"
+accept_content = ["json"]
+# The row is the result; a result backend would be one more thing to lose.
+task_ignore_result = True
+result_backend = None
+# A bare client's send_task lands in Celery's own default queue. Stages have theirs, so that a
+# flood of new requests can't hold up what is under way.
+task_default_queue = INTAKE_QUEUE
+task_queues = [Queue(STAGE_QUEUE), Queue(INTAKE_QUEUE), Queue(UPKEEP_QUEUE)]
+task_routes = {
+    "seedance.generate": {"queue": INTAKE_QUEUE},
+    "seedance.reconcile": {"queue": UPKEEP_QUEUE},
+    "seedance.balance": {"queue": UPKEEP_QUEUE},
+    "seedance.prune": {"queue": UPKEEP_QUEUE},
+    "seedance.*": {"queue": STAGE_QUEUE},
+}
+# A stage message is worth nothing once its lease has ended: taken off at once, so that a worker
+# holds few unacknowledged messages. `seedance.generate` alone is acknowledged late.
+task_acks_late = False
+worker_prefetch_multiplier = 1
+
+# --- the pool ---------------------------------------------------------------------------------
+# Stages wait on the network. Threads give back the messages of a dead worker (gevent did not)
+# and cost little; every call has its own timeout, since threads can't be interrupted.
+worker_pool = "threads"
+worker_concurrency = int(os.environ.get("SEEDANCE_CONCURRENCY") or 16)
+# Sets unreadable messages aside before they can kill the consumer.
+worker_consumer = "worker.consumer:Consumer"
+
+# --- the broker -------------------------------------------------------------------------------
+broker_connection_retry_on_startup = True
+# Never give up: a broker may be away for long.
+broker_connection_max_retries = None
+broker_connection_timeout = 3
+# At most this long for a connection from the pool, or publishing would wait for ever.
+broker_pool_limit = 10
+# A connection that is lost while `generate` messages are held hands them to another worker.
+worker_cancel_long_running_tasks_on_connection_loss = False
+broker_transport_options = {
+    # With a frozen broker publishing blocked for over 40 s by default.
+    "socket_timeout": 5,
+    "socket_connect_timeout": 3,
+    "socket_keepalive": True,
+    "health_check_interval": 25,
+    "retry_on_timeout": False,
+    # How soon messages of a dead worker come back; redelivery is harmless here.
+    "visibility_timeout": 60,
+    # A killed worker may hold the lock of the sweep for as long as this.
+    "unacked_mutex_expire": 10,
+    "unacked_restore_limit": 1000,
+    "max_retries": 3,
+    "interval_start": 0,
+    "interval_step": 0.2,
+    "interval_max": 1,
+}
+task_publish_retry = True
+task_publish_retry_policy = {
+    "max_retries": 2,
+    "interval_start": 0,
+    "interval_step": 0.2,
+    "interval_max": 0.5,
+}
+
+# --- stopping ---------------------------------------------------------------------------------
+# SIGTERM: take nothing new, finish what runs within this bound, hand back the rest.
+worker_soft_shutdown_timeout = 40.0
+worker_enable_soft_shutdown_on_idle = True
+# Prefetching less after a lost connection would starve the worker until it restarts.
+worker_enable_prefetch_count_reduction = False
+
+# --- what operators see -----------------------------------------------------------------------
+worker_send_task_events = True
+task_send_sent_event = False
+# Remote control stays on, for Flower and `celery inspect`.
+worker_hijack_root_logger = False
+worker_redirect_stdouts = False
+timezone = "UTC"
+enable_utc = True
+
+# --- beat: upkeep only ------------------------------------------------------------------------
+# `expires`: a beat that runs while no worker does must not pile work up.
+beat_schedule = {
+    "reconcile": {
+        "task": "seedance.reconcile",
+        "schedule": _seconds("reconcile_every"),
+        "options": {"expires": _seconds("reconcile_every")},
+    },
+    "balance": {
+        "task": "seedance.balance",
+        "schedule": _seconds("balance_every"),
+        "options": {"expires": _seconds("balance_every")},
+    },
+    "prune": {"task": "seedance.prune", "schedule": 3600.0, "options": {"expires": 3600.0}},
+}

@@ -1,0 +1,75 @@
+"""A consumer that survives what it can't read.
+
+Plain Celery loops for ever on a message whose body has the right headers and the wrong shape:
+the error kills the consumer, the restart brings the message back. Here such a message is taken
+off the queue, kept in `rejected_messages`, and logged once.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from celery.worker.consumer import Consumer as CeleryConsumer
+from kombu.exceptions import KombuError
+from sqlalchemy.exc import SQLAlchemyError
+
+from worker.runtime import runtime
+from worker.settings import SettingsError
+from worker.stages import accept
+
+log = logging.getLogger(__name__)
+
+
+class Consumer(CeleryConsumer):
+    """Celery's consumer, with unreadable messages set aside."""
+
+    connection_errors: tuple[type[BaseException], ...]
+    channel_errors: tuple[type[BaseException], ...]
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
+        """Celery's handler for each message, which nothing in a message can make raise."""
+        handle = super().create_task_handler(*args, **kwargs)
+
+        def on_task_received(message: Any) -> None:
+            try:
+                handle(message)
+            except (*self.connection_errors, *self.channel_errors):
+                raise
+            except Exception as error:  # noqa: BLE001  (whatever it is, it must not come back)
+                self._set_aside(message, f"it can't be read: {type(error).__name__}: {error}")
+
+        return on_task_received
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:  # noqa: ARG002
+        """Not a task message at all."""
+        self._set_aside(message, "it is not a task message")
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002
+        """A task that this service does not have."""
+        self._set_aside(message, f"there is no task {exc}")
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002
+        """Headers and body don't make a task, or the content type is refused."""
+        self._set_aside(message, f"it is no valid task: {exc}")
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        """The body is not what its content type says."""
+        self._set_aside(message, f"its body can't be decoded: {type(exc).__name__}")
+
+    def _set_aside(self, message: Any, reason: str) -> None:
+        body = message.body
+        raw = body if isinstance(body, bytes) else str(body).encode(errors="replace")
+        try:
+            accept.set_aside(runtime(), reason[:300], raw, getattr(message, "headers", None))
+        except (SQLAlchemyError, SettingsError, OSError) as error:
+            # It can't be kept now; taken off all the same, or it would come back for ever.
+            log.error(  # noqa: TRY400  (the reason counts, not where we stand)
+                "a message of %d bytes is lost: %s; it could not be kept: %s",
+                len(raw),
+                reason[:300],
+                type(error).__name__,
+            )
+        try:
+            message.ack_log_error(log, self.connection_errors)
+        except KombuError:
+            log.debug("the message was acknowledged already")

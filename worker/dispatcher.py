@@ -1,0 +1,199 @@
+"""The dispatcher: hands due generations to Celery, and lets waiting ones into free slots.
+
+It runs in every worker, so no single process is needed for progress. Several are safe: rows are
+claimed with SKIP LOCKED, and one of them admits at a time. It knows Celery only as `publish`.
+"""
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+from sqlalchemy import Connection, make_url
+
+from models import gates, schedule, transitions
+from models.schedule import Claim, Stage
+from worker.crash_points import reached
+from worker.runtime import Runtime
+
+log = logging.getLogger(__name__)
+
+RELAX_EVERY = 30.0
+"""Seconds without a refusal after which a learned limit grows by one."""
+
+FORGET_BACKOFF = 60.0
+"""Seconds after which an opened backoff gate forgets how often it was closed."""
+
+RESOLVE_BATCH = 50
+"""Generations in doubt that share one pair of readings of the task list."""
+
+
+@dataclass(frozen=True)
+class Broker:
+    """What the dispatcher needs of Celery."""
+
+    publish: Callable[[Stage, Sequence[Claim]], None]
+    """Publish one message for the claims: one for a step, several for RESOLVE."""
+    probe: Callable[[], None]
+    """Publish a request to probe the gates."""
+    depth: Callable[[], int]
+    """How many stage messages wait to be taken."""
+
+
+class Dispatcher:
+    """One loop in one thread."""
+
+    def __init__(self, rt: Runtime, broker: Broker, *, slots: int) -> None:
+        self._rt = rt
+        self._broker = broker
+        self._slots = slots
+        self._stop = threading.Event()
+        self._failures = 0
+        self._relaxed = 0.0
+        heartbeat = os.environ.get("SEEDANCE_HEARTBEAT_FILE")
+        self._heartbeat = Path(heartbeat) if heartbeat else None
+
+    def stop(self) -> None:
+        """Ask the loop to end; it does within a tick."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Work until stopped. Nothing that goes wrong ends it."""
+        while not self._stop.is_set():
+            try:
+                with _listening(self._rt) as wait:
+                    self._loop(wait)
+            except Exception as error:  # noqa: BLE001  (the schedule must outlive everything)
+                self._failures += 1
+                pause = schedule.backoff(self._failures, base=0.5, cap=10.0)
+                log.warning(
+                    "the dispatcher starts again in %.1f s: %s: %s",
+                    pause,
+                    type(error).__name__,
+                    str(error).split("\n")[0][:200],
+                )
+                self._beat()
+                self._stop.wait(pause)
+
+    def _loop(self, wait: Callable[[float], None]) -> None:
+        while not self._stop.is_set():
+            self._beat()
+            busy = self.tick()
+            self._failures = 0
+            if not busy and not self._stop.is_set():
+                wait(self._pause())
+
+    def _beat(self) -> None:
+        if self._heartbeat is not None:
+            with contextlib.suppress(OSError):
+                self._heartbeat.touch()
+
+    def _pause(self) -> float:
+        """Until the next row is due, but at most a tick: another process may bring it forward."""
+        with self._rt.engine.connect() as conn:
+            due = schedule.next_due_in(conn)
+        tick = self._rt.settings.tick
+        return tick if due is None else min(tick, max(0.02, due))
+
+    def tick(self) -> bool:
+        """Hand out what is due, then admit. True if there may be more to do at once."""
+        room = 2 * self._slots - self._broker.depth()
+        if room <= 0:
+            return False
+        self._probe()
+        settings = self._rt.settings
+        with self._rt.engine.begin() as conn:
+            due = schedule.claim_due(conn, room, lease_seconds=settings.lease)
+        due = self._without_poison(due)
+        admitted = self._admit(room - len(due))
+        claims = due + admitted
+        if claims:
+            reached("dispatch.after_claim")
+        self._hand_out(claims)
+        return len(claims) >= room
+
+    def _admit(self, room: int) -> list[Claim]:
+        if room <= 0:
+            return []
+        settings = self._rt.settings
+        with self._rt.engine.begin() as conn:
+            self._relax(conn)
+            ceiling = gates.sending(conn).ceiling
+            if ceiling is not None and ceiling < 0:
+                return []
+            return schedule.admit(
+                conn,
+                room,
+                max_in_flight=schedule.learned_limit(conn, settings.max_in_flight),
+                lease_seconds=settings.lease,
+                ceiling=ceiling,
+            )
+
+    def _relax(self, conn: Connection) -> None:
+        if time.monotonic() - self._relaxed < RELAX_EVERY / 2:
+            return
+        self._relaxed = time.monotonic()
+        schedule.relax(conn, self._rt.settings.max_in_flight, every=RELAX_EVERY)
+        gates.forget_backoff(conn, after=FORGET_BACKOFF)
+
+    def _probe(self) -> None:
+        with self._rt.engine.begin() as conn:
+            closed = gates.take_probe(conn, every=self._rt.settings.probe_every)
+        if closed:
+            log.info("probing the gates %s", ", ".join(closed))
+            self._broker.probe()
+
+    def _without_poison(self, claims: Sequence[Claim]) -> list[Claim]:
+        """Set apart what was handed out again and again and never came back."""
+        good = []
+        for claim in claims:
+            if claim.tries <= self._rt.settings.max_tries:
+                good.append(claim)
+                continue
+            with self._rt.engine.begin() as conn:
+                if claim.stage in (Stage.UPLOAD, Stage.SUBMIT):
+                    transitions.poison(conn, claim.id, claim.lease)
+                    log.error("generation %s failed: workers died of it", claim.id)
+                    continue
+                why = f"handed out {claim.tries} times without progress: workers die of it"
+                if transitions.need_attention(conn, claim.id, why):
+                    log.error("generation %s needs attention: %s", claim.id, why)
+            good.append(claim)
+        return good
+
+    def _hand_out(self, claims: Sequence[Claim]) -> None:
+        resolving = [claim for claim in claims if claim.stage is Stage.RESOLVE]
+        batches = [[claim] for claim in claims if claim.stage is not Stage.RESOLVE]
+        batches += [
+            resolving[i : i + RESOLVE_BATCH] for i in range(0, len(resolving), RESOLVE_BATCH)
+        ]
+        for done, batch in enumerate(batches):
+            try:
+                self._broker.publish(batch[0].stage, batch)
+            except Exception:
+                left = [claim for rest in batches[done:] for claim in rest]
+                with self._rt.engine.begin() as conn:
+                    schedule.release(conn, left, seconds=2.0)
+                raise
+
+
+@contextlib.contextmanager
+def _listening(rt: Runtime) -> Iterator[Callable[[float], None]]:
+    """A function that waits up to so many seconds, less if something is enqueued."""
+    url = make_url(rt.settings.database_url).set(drivername="postgresql")
+    dsn = url.render_as_string(hide_password=False)
+    with psycopg.connect(
+        dsn, autocommit=True, connect_timeout=5, application_name="seedance-dispatcher"
+    ) as conn:
+        conn.execute(f"LISTEN {schedule.CHANNEL}")
+
+        def wait(seconds: float) -> None:
+            for _ in conn.notifies(timeout=seconds, stop_after=1):
+                pass
+
+        yield wait

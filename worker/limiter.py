@@ -1,0 +1,73 @@
+"""The request rate, shared by all workers through Redis; local to the process without it."""
+
+import logging
+import random
+import time
+from collections.abc import Callable
+
+from limits import RateLimitItem, parse
+from limits.storage import MemoryStorage, storage_from_string
+from limits.strategies import MovingWindowRateLimiter
+
+log = logging.getLogger(__name__)
+
+_KEY = "seedance-api"
+_RETRY_SHARED = 5.0
+
+
+class NoTokenError(Exception):
+    """The rate limit left no room within the time that the caller can wait."""
+
+
+class Limiter:
+    """Hands out tokens for requests to the provider.
+
+    While the shared store can't be reached each process keeps the limit by itself: the rate may
+    then be exceeded by as many times as there are workers, which the provider answers with
+    RATE_LIMIT_EXCEEDED, and that is held by the backoff gate. Work goes on.
+    """
+
+    def __init__(
+        self,
+        rate: str,
+        broker_url: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._item: RateLimitItem = parse(rate)
+        self._local = MovingWindowRateLimiter(MemoryStorage())
+        self._url = broker_url if broker_url.startswith(("redis://", "rediss://")) else None
+        self._shared: MovingWindowRateLimiter | None = None
+        self._shared_from = 0.0
+        self._clock = clock
+        self._sleep = sleep
+
+    def wait(self, endpoint: str = "", *, timeout: float = 10.0) -> None:
+        """Take a token, waiting for it up to `timeout` seconds. Raises NoTokenError."""
+        deadline = self._clock() + timeout
+        while not self._hit():
+            pause = random.uniform(0.5, 1.0) * min(  # noqa: S311  (spreads load)
+                0.25, self._item.get_expiry() / self._item.amount
+            )
+            if self._clock() + pause > deadline:
+                raise NoTokenError(f"no room under {self._item} for {endpoint} in {timeout:g} s")
+            self._sleep(pause)
+
+    def _hit(self) -> bool:
+        if self._url is not None and self._clock() >= self._shared_from:
+            try:
+                return self._connect(self._url).hit(self._item, _KEY)
+            except Exception as error:  # noqa: BLE001  (whatever the store says: work goes on)
+                self._shared_from = self._clock() + _RETRY_SHARED
+                log.warning(
+                    "the shared rate limit can't be reached (%s): limiting this process alone",
+                    type(error).__name__,
+                )
+        return self._local.hit(self._item, _KEY)
+
+    def _connect(self, url: str) -> MovingWindowRateLimiter:
+        if self._shared is None:
+            storage = storage_from_string(url, socket_timeout=2, socket_connect_timeout=1)
+            self._shared = MovingWindowRateLimiter(storage)
+        return self._shared

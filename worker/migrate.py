@@ -1,0 +1,61 @@
+"""Migrations from code: where they lie, running them, and telling whether they have been run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine
+
+from alembic import command
+
+
+def script_folder() -> Path:
+    """Beside the package in a checkout, inside it when installed from a wheel."""
+    installed = Path(__file__).parent / "migrations"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "alembic"
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(script_folder()).replace("%", "%%"))
+    return config
+
+
+@dataclass(frozen=True)
+class Revision:
+    """Where the database is, and where this code wants it."""
+
+    current: str | None
+    head: str
+
+    @property
+    def up_to_date(self) -> bool:
+        """Nothing to migrate."""
+        return self.current == self.head
+
+
+def revision(engine: Engine) -> Revision:
+    """Read both revisions."""
+    head = ScriptDirectory.from_config(_config()).get_current_head()
+    assert head is not None, "there is at least one migration"
+    with engine.connect() as conn:
+        return Revision(MigrationContext.configure(conn).get_current_revision(), head)
+
+
+def upgrade(engine: Engine, target: str = "head") -> Revision:
+    """Migrate up. Safe to run twice at once and while workers run."""
+    config = _config()
+    with engine.connect() as conn:
+        config.attributes["connection"] = conn
+        command.upgrade(config, target)
+    return revision(engine)
+
+
+def downgrade(engine: Engine, target: str = "base") -> None:
+    """Migrate down; `base` removes everything."""
+    config = _config()
+    with engine.connect() as conn:
+        config.attributes["connection"] = conn
+        command.downgrade(config, target)

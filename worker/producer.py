@@ -1,0 +1,196 @@
+"""Enqueue generations and follow them, from Python.
+
+    from worker.producer import enqueue, get
+
+    with Session(engine) as session, session.begin():
+        session.add(order)
+        order.generation_id = enqueue(
+            {"content": [{"type": "text", "text": "A cat"}]}, session=session
+        )
+
+With the caller's session the generation is part of the caller's transaction: both are there
+after the commit, or neither. Without one it is stored at once. Only SEEDANCE_DATABASE_URL is
+needed; no broker and no API key.
+"""
+
+import itertools
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.orm import Session
+
+from api_client import GenerationRequest, InvalidRequest
+from models import intake, reads, schedule, transitions
+from models.database import make_engine
+from models.intake import IdempotencyConflict
+from models.reads import GenerationView
+from worker.requests import new_generation
+from worker.settings import SettingsError
+
+BATCH = 1_000
+
+Request = GenerationRequest | Mapping[str, Any]
+_T = TypeVar("_T")
+
+_engines: dict[tuple[int, str], Engine] = {}
+
+
+class UnknownGenerationError(LookupError):
+    """There is no generation of this id."""
+
+
+def _engine() -> Engine:
+    url = os.environ.get("SEEDANCE_DATABASE_URL")
+    if not url:
+        raise SettingsError("SEEDANCE_DATABASE_URL is not set: where shall generations be stored?")
+    key = (os.getpid(), url)
+    if key not in _engines:
+        try:
+            _engines[key] = make_engine(url, application="seedance-producer")
+        except ValueError as error:
+            raise SettingsError(f"SEEDANCE_DATABASE_URL {error}") from None
+    return _engines[key]
+
+
+@contextmanager
+def _connection(session: Session | Connection | None) -> Iterator[Connection]:
+    if isinstance(session, Connection):
+        yield session
+    elif session is not None:
+        # What the caller has added so far goes first, as it would by itself before a query.
+        session.flush()
+        yield session.connection()
+    else:
+        with _engine().begin() as conn:
+            yield conn
+
+
+def enqueue(
+    request: Request,
+    *,
+    session: Session | Connection | None = None,
+    idempotency_key: str | None = None,
+    priority: int = 0,
+    tenant: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    notify: Any = None,
+    deadline: datetime | None = None,
+) -> uuid.UUID:
+    """Store a generation request and return the generation's id.
+
+    `priority`: higher goes first. With an `idempotency_key` (unique per tenant) a repeated call
+    returns the first call's id. `deadline`: not submitted by then, it ends `expired`.
+
+    Raises InvalidRequest (field, value, bound) and IdempotencyConflict (the key was used for a
+    different request); nothing is stored then.
+    """
+    new = new_generation(
+        request,
+        idempotency_key=idempotency_key,
+        priority=priority,
+        tenant=tenant,
+        metadata=metadata,
+        notify=notify,
+        deadline=deadline,
+    )
+    with _connection(session) as conn:
+        return intake.accept(conn, new).id
+
+
+def enqueue_many(
+    requests: Iterable[Request],
+    *,
+    session: Session | Connection | None = None,
+    idempotency_keys: Sequence[str] | None = None,
+    priority: int = 0,
+    tenant: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    notify: Any = None,
+    deadline: datetime | None = None,
+) -> list[uuid.UUID]:
+    """Store many requests in one transaction: all or none. Ids are in the order of `requests`.
+
+    `idempotency_keys`, where given, has one key for each request. A refused request is named by
+    its place: InvalidRequest for `requests[3].duration`.
+    """
+    listed = list(requests)
+    if idempotency_keys is not None and len(idempotency_keys) != len(listed):
+        raise InvalidRequest(
+            "idempotency_keys", f"{len(idempotency_keys)} keys", f"{len(listed)}, one per request"
+        )
+    new = []
+    for place, request in enumerate(listed):
+        try:
+            new.append(
+                new_generation(
+                    request,
+                    idempotency_key=idempotency_keys[place] if idempotency_keys else None,
+                    priority=priority,
+                    tenant=tenant,
+                    metadata=metadata,
+                    notify=notify,
+                    deadline=deadline,
+                )
+            )
+        except InvalidRequest as error:
+            raise InvalidRequest(
+                f"requests[{place}].{error.field}", error.value, error.allowed
+            ) from None
+    with _connection(session) as conn:
+        return [
+            accepted.id
+            for batch in _batched(new, BATCH)
+            for accepted in intake.accept_many(conn, batch)
+        ]
+
+
+def cancel(
+    generation_id: uuid.UUID, *, session: Session | Connection | None = None
+) -> GenerationView:
+    """Ask for a generation to be cancelled, and return what it is now.
+
+    Before its submission it is cancelled at once. Later the wish is carried out as soon as it
+    can be: the remote task is asked to stop, and may complete all the same, and be charged.
+    Raises UnknownGenerationError.
+    """
+    with _connection(session) as conn:
+        transitions.cancel(conn, generation_id)
+        schedule.wake(conn)
+        return _found(conn, generation_id)
+
+
+def get(generation_id: uuid.UUID, *, session: Session | Connection | None = None) -> GenerationView:
+    """A generation as it is now. Raises UnknownGenerationError."""
+    with _connection(session) as conn:
+        return _found(conn, generation_id)
+
+
+def _found(conn: Connection, generation_id: uuid.UUID) -> GenerationView:
+    view = reads.get(conn, generation_id)
+    if view is None:
+        raise UnknownGenerationError(f"there is no generation {generation_id}")
+    return view
+
+
+def _batched(items: Sequence[_T], size: int) -> Iterator[list[_T]]:
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+__all__ = [
+    "GenerationRequest",
+    "GenerationView",
+    "IdempotencyConflict",
+    "InvalidRequest",
+    "UnknownGenerationError",
+    "cancel",
+    "enqueue",
+    "enqueue_many",
+    "get",
+]

@@ -1,0 +1,139 @@
+"""Reading the provider's task list completely, with both clocks in view."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, func, select
+
+from api_client import ApiError, Exchange
+from models import watch
+from models.lifecycle import Observation
+from models.resolution import Page, Reading, Skew
+from worker.runtime import Runtime
+from worker.stages.common import observation
+
+log = logging.getLogger(__name__)
+
+PAGE_SIZE = 100
+MAX_PAGES = 5_000
+
+
+@dataclass(frozen=True)
+class DatabaseClock:
+    """The database's time, told by this process's monotonic clock from one sample of it."""
+
+    at: datetime
+    monotonic: float
+
+    @staticmethod
+    def read(conn: Connection) -> "DatabaseClock":
+        """Sample it. Off by at most the time that the query took."""
+        at = conn.execute(select(func.clock_timestamp())).scalar_one()
+        return DatabaseClock(at, time.monotonic())
+
+    def time_of(self, monotonic: float) -> datetime:
+        """The database's time at an instant of the monotonic clock."""
+        return self.at + timedelta(seconds=monotonic - self.monotonic)
+
+
+@dataclass(frozen=True)
+class ListReading:
+    """What one pass over the task list showed."""
+
+    tasks: tuple[Observation, ...]
+    complete: bool
+    skew: Skew
+    began: datetime
+    pages: int
+    total: int
+
+
+def read_list(
+    rt: Runtime,
+    *,
+    since: datetime | None,
+    list_lag: float,
+    on_page: Callable[[Sequence[Observation]], None],
+) -> ListReading:
+    """Read the task list until it is complete: in whole, or back to `since` (our clock).
+
+    `on_page` gets each page: renew leases there, apply what was seen. Raises ApiError if a page
+    can't be had. A reading that ends without being complete says so.
+    """
+    with rt.engine.connect() as conn:
+        clock = DatabaseClock.read(conn)
+        known: frozenset[str] = frozenset()
+        if since is not None:
+            settled = clock.at - timedelta(seconds=list_lag)
+            known = watch.created_since(conn, since, settled)
+    reading = Reading()
+    samples: list[Skew] = []
+    complete = False
+    while not complete and reading.pages < MAX_PAGES and not reading.ended:
+        answer = rt.client.list_tasks(reading.pages + 1, PAGE_SIZE)
+        seen = tuple(observation(task) for task in answer.data)
+        reading.add(Page(seen, answer.total, PAGE_SIZE, len(answer.unreadable)))
+        samples += _skew_of_answer(answer.exchange, clock)
+        samples += _skew_of_tasks(rt, seen)
+        on_page(seen)
+        complete = reading.full or (
+            since is not None
+            and reading.stopped(since + Skew.of(samples).lowest - timedelta(seconds=2), known)
+        )
+    if not complete:
+        log.warning(
+            "the task list drifted while it was read: %d tasks of %s on %d pages",
+            len(reading.tasks),
+            answer.total,
+            reading.pages,
+        )
+    return ListReading(
+        tuple(reading.tasks.values()),
+        complete,
+        Skew.of(samples),
+        clock.at,
+        reading.pages,
+        answer.total or 0,
+    )
+
+
+def _skew_of_answer(exchange: Exchange | None, clock: DatabaseClock) -> list[Skew]:
+    if exchange is None or exchange.date is None:
+        return []
+    return [
+        Skew.of_answer(
+            date=exchange.date,
+            sent=clock.time_of(exchange.sent),
+            received=clock.time_of(exchange.received),
+        )
+    ]
+
+
+def _skew_of_tasks(rt: Runtime, seen: Sequence[Observation]) -> list[Skew]:
+    """From tasks of ours whose submission was answered; those of the last hour tell most."""
+    stamped = {task.task_id: task.created_at for task in seen if task.created_at is not None}
+    with rt.engine.connect() as conn:
+        times = watch.answered_times(conn, list(stamped))
+    return [
+        Skew.of_task(created=stamped[task_id], intended=intended, answered=answered)
+        for task_id, (intended, answered) in times.items()
+    ]
+
+
+def with_seeds(rt: Runtime, tasks: Sequence[Observation]) -> list[Observation]:
+    """GET each task that shows no seed in the list: the task itself may show it.
+
+    One that can't be had stays as it was: without a seed it could be anybody's.
+    """
+    found = []
+    for task in tasks:
+        if task.seed in (None, -1):
+            try:
+                task = observation(rt.client.get(task.task_id))
+            except ApiError as error:
+                log.info("remote task %s can't be read for its seed: %s", task.task_id, error)
+        found.append(task)
+    return found

@@ -1,0 +1,73 @@
+"""The composition root: the one place that builds what a process works with."""
+
+import os
+import time
+from dataclasses import dataclass
+
+from sqlalchemy import Engine
+
+from api_client import ClientConfig, SeedanceClient
+from models.database import make_engine
+from worker.limiter import Limiter
+from worker.settings import Settings, load_settings
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Settings and connections of one process; stages get it passed."""
+
+    settings: Settings
+    engine: Engine
+    client: SeedanceClient
+    limiter: Limiter
+
+    def close(self) -> None:
+        """Let go of every connection."""
+        self.client.close()
+        self.engine.dispose()
+
+
+def build(settings: Settings, *, pool_size: int = 10) -> Runtime:
+    """Build everything from settings. Opens no connection yet."""
+    limiter = Limiter(settings.rate_limit, settings.broker_url)
+    client = SeedanceClient(
+        ClientConfig(
+            api_key=settings.api_key.get_secret_value(),
+            base_url=settings.api_base_url,
+            connect_timeout=settings.http_connect_timeout,
+            read_timeout=settings.http_timeout,
+            total_timeout=settings.http_timeout,
+        ),
+        throttle=limiter.wait,
+    )
+    return Runtime(
+        settings, make_engine(settings.database_url, pool_size=pool_size), client, limiter
+    )
+
+
+_built: dict[int, Runtime] = {}
+
+
+def runtime() -> Runtime:
+    """This process's runtime, built when first asked for. A forked child builds its own."""
+    here = os.getpid()
+    if here not in _built:
+        _built.clear()
+        _built[here] = build(load_settings())
+    return _built[here]
+
+
+def use(given: Runtime) -> None:
+    """Make `given` this process's runtime (tests, the demo)."""
+    _built.clear()
+    _built[os.getpid()] = given
+
+
+def waking_clock() -> float:
+    """Seconds on a clock that also counts the machine's sleep, where the system has one.
+
+    The age of an intent is measured on it: a laptop or a paused virtual machine that wakes up
+    must see that its intent is old.
+    """
+    boottime = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if boottime is None else time.clock_gettime(boottime)

@@ -1,0 +1,222 @@
+"""The service's settings: from the environment, typed, checked when read, documented here once.
+
+The README's table is held against this class by a test.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from models.database import normalise_url
+from models.submission import Timing
+
+PREFIX = "SEEDANCE_"
+
+OUTSIDE = frozenset({"SEEDANCE_SIMULATOR_KEY", "SEEDANCE_HEARTBEAT_FILE", "SEEDANCE_DATA_DIR"})
+"""Variables with our prefix that are read elsewhere."""
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class SettingsError(ValueError):
+    """The environment does not make valid settings. The message names each variable."""
+
+
+class Settings(BaseSettings):
+    """Everything that can be set, each as `SEEDANCE_<NAME>`; times are in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+
+    api_key: SecretStr = Field(description="The provider's key. Needed by workers.")
+    api_base_url: str = Field(
+        "https://api.seedance2.movie", description="Where the provider's API is."
+    )
+    database_url: str = Field(
+        description="PostgreSQL: `postgresql+psycopg://user:password@host/database`.", repr=False
+    )
+    broker_url: str = Field(
+        "redis://127.0.0.1:6379/0", description="Celery's broker: Valkey or Redis.", repr=False
+    )
+    send_budget: Seconds = Field(
+        10.0, description="B: the longest age of an intent at which its POST may still be sent."
+    )
+    late_creation: Seconds = Field(
+        60.0,
+        description="K: the longest time from sending until the provider may still create the"
+        " task, client time-outs notwithstanding.",
+    )
+    list_lag: float = Field(
+        15.0, ge=0, description="L: the longest lag until a created task shows in the list."
+    )
+    settle_margin: float = Field(
+        5.0, ge=0, description="Added to B + K + L before an unknown outcome is resolved."
+    )
+    key_exclusive: bool = Field(
+        False,
+        description="Nobody but this service uses the API key. Allows lost answers with a seed"
+        " fixed by the producer to be adopted by equal parameters; wrong, it voids the promise.",
+    )
+    lease: Seconds = Field(
+        60.0,
+        description="How long a claimed generation belongs to its worker. After a crash it moves"
+        " again when this has passed. Longer than the longest HTTP timeout.",
+    )
+    http_timeout: Seconds = Field(
+        30.0, description="How long an answer of the provider may take to come."
+    )
+    http_connect_timeout: Seconds = Field(
+        5.0, description="How long connecting to the provider may take."
+    )
+    poll_min: Seconds = Field(
+        5.0, description="The shortest time between two looks at a task (the provider advises 5)."
+    )
+    poll_max: Seconds = Field(30.0, description="The longest time between two looks at a task.")
+    reconcile_every: Seconds = Field(
+        300.0, description="How often beat reconciles against the provider's task list."
+    )
+    balance_every: Seconds = Field(120.0, description="How often beat records the balance.")
+    max_in_flight: int = Field(
+        50, ge=1, description="How many generations may be past admission and not ended."
+    )
+    rate_limit: str = Field(
+        "20/second", description="Requests to the provider, of all workers together."
+    )
+    max_attempts: int = Field(
+        5,
+        ge=1,
+        description="How often a generation is submitted when each outcome turned out to be"
+        " that no remote task exists.",
+    )
+    max_tries: int = Field(
+        10,
+        ge=2,
+        description="How often a generation is handed out without any progress (workers that"
+        " die of it) before it fails or needs attention.",
+    )
+    tick: Seconds = Field(
+        1.0, description="How often a dispatcher looks for due work when nothing wakes it."
+    )
+    probe_every: Seconds = Field(
+        30.0, description="How often a closed gate is probed, by asking for the balance."
+    )
+    upload_valid: Seconds = Field(
+        86_400.0, description="How long an uploaded file is reused for the same bytes."
+    )
+    upload_max_bytes: int = Field(
+        200_000_000, ge=1, description="The largest reference that is uploaded, in bytes."
+    )
+    media_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (), description="Folders that `path:` references may lie in, separated by `:`."
+    )
+    allow_private_sources: bool = Field(
+        False, description="Whether references may come from private or loopback addresses."
+    )
+    retain_rejected: Seconds = Field(
+        30 * 86_400.0, description="How long messages that were set aside are kept."
+    )
+
+    @field_validator("database_url")
+    @classmethod
+    def _database(cls, value: str) -> str:
+        return normalise_url(value)
+
+    @field_validator("broker_url")
+    @classmethod
+    def _broker(cls, value: str) -> str:
+        if not re.match(r"^(rediss?|rediss?\+socket|sentinel|amqps?|socket)://", value):
+            scheme = value.partition("://")[0][:20]
+            raise ValueError(f"has the scheme {scheme!r}; use redis:// or rediss://")
+        return value
+
+    @field_validator("api_base_url")
+    @classmethod
+    def _base_url(cls, value: str) -> str:
+        if not re.match(r"^https?://[^/?#@]+(/[^?#]*)?$", value):
+            raise ValueError("is not an http(s) address without user, query or fragment")
+        return value.rstrip("/")
+
+    @field_validator("api_key")
+    @classmethod
+    def _key(cls, value: SecretStr) -> SecretStr:
+        if not re.fullmatch(r"[\x21-\x7e]+", value.get_secret_value()):
+            raise ValueError("is empty or has characters that no HTTP header may carry")
+        return value
+
+    @field_validator("rate_limit")
+    @classmethod
+    def _rate(cls, value: str) -> str:
+        if not re.fullmatch(r"[1-9]\d*\s*/\s*(\d+\s*)?(second|minute|hour)", value):
+            raise ValueError(f"is {value!r}; write it as 20/second or 600/minute")
+        return value
+
+    @field_validator("media_roots", mode="before")
+    @classmethod
+    def _roots(cls, value: Any) -> Any:
+        parts = value.split(os.pathsep) if isinstance(value, str) else value
+        roots = tuple(Path(part) for part in parts if str(part))
+        for root in roots:
+            if not root.is_absolute() or not root.is_dir():
+                raise ValueError(f"{str(root)!r} is not an absolute path of a folder")
+        return roots
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        longest = self.http_timeout + self.http_connect_timeout
+        if self.lease <= longest:
+            raise ValueError(
+                f"SEEDANCE_LEASE is {self.lease:g} s and must be longer than the longest request,"
+                f" SEEDANCE_HTTP_TIMEOUT + SEEDANCE_HTTP_CONNECT_TIMEOUT = {longest:g} s"
+            )
+        if self.poll_max < self.poll_min:
+            raise ValueError(
+                f"SEEDANCE_POLL_MAX is {self.poll_max:g} s, under SEEDANCE_POLL_MIN,"
+                f" {self.poll_min:g} s"
+            )
+        return self
+
+    @property
+    def timing(self) -> Timing:
+        """B, K and L of the submit protocol."""
+        return Timing(self.send_budget, self.late_creation, self.list_lag, self.settle_margin)
+
+
+def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+    """Read the settings. Raises SettingsError, which names every variable that is wrong."""
+    given = dict(os.environ if environ is None else environ)
+    values: dict[str, Any] = {
+        name: given[PREFIX + name.upper()]
+        for name in Settings.model_fields
+        if given.get(PREFIX + name.upper())
+    }
+    try:
+        # By values rather than by pydantic-settings' own look at os.environ, so that a test or
+        # a caller can hand over another environment.
+        return Settings(_env_prefix="\0", **{**values, **overrides})
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(error))) from None
+
+
+def _explain(error: ValidationError) -> list[str]:
+    lines = []
+    for problem in error.errors(include_url=False, include_context=False, include_input=False):
+        where = ".".join(str(part) for part in problem["loc"][:1])
+        what = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "missing":
+            what = "is not set: " + (Settings.model_fields[where].description or "it is needed")
+        lines.append(f"{PREFIX}{where.upper()} {what}" if where else what)
+    return lines
+
+
+def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
+    """Variables with our prefix that mean nothing: most often a slip in the name."""
+    given = os.environ if environ is None else environ
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | OUTSIDE
+    return sorted(name for name in given if name.startswith(PREFIX) and name not in known)
+
+
+__all__ = ["Settings", "SettingsError", "load_settings", "unknown_variables"]

@@ -1,0 +1,114 @@
+"""Accept: a message from any Celery client becomes a row, once, under the message's own id."""
+
+import json
+import logging
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import insert
+
+from api_client import InvalidRequest
+from models import intake
+from models.intake import IdempotencyConflict, RefusedRequest
+from models.tables import RejectedMessage
+from worker.crash_points import reached
+from worker.requests import new_generation
+from worker.runtime import Runtime
+
+log = logging.getLogger(__name__)
+
+OPTIONS = frozenset({"idempotency_key", "priority", "tenant", "metadata", "notify", "deadline"})
+_KEEP_BYTES = 1024 * 1024
+
+
+def run(rt: Runtime, message_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Store the request that a `seedance.generate` message carries.
+
+    A request that breaks a bound is recorded as a failed generation with INVALID_REQUEST; what
+    is no request at all is set aside.
+    """
+    try:
+        generation_id = uuid.UUID(message_id)
+    except (ValueError, TypeError, AttributeError):
+        set_aside(rt, f"its task id {str(message_id)[:80]!r} is not a UUID", kwargs)
+        return
+    request = kwargs.get("request")
+    if not isinstance(request, Mapping):
+        set_aside(rt, f"message {generation_id} has no keyword `request` with an object", kwargs)
+        return
+    options = {name: value for name, value in kwargs.items() if name != "request"}
+    reached("accept.before_commit")
+    try:
+        _check_options(args, options)
+        new = new_generation(
+            request, generation_id=generation_id, **{**options, "deadline": _deadline(options)}
+        )
+        with rt.engine.begin() as conn:
+            accepted = intake.accept(conn, new)
+        if accepted.id != generation_id:
+            log.info(
+                "message %s repeats idempotency key %r: it is generation %s",
+                generation_id,
+                new.idempotency_key,
+                accepted.id,
+            )
+    except InvalidRequest as error:
+        _refuse(rt, generation_id, request, "INVALID_REQUEST", str(error))
+    except IdempotencyConflict as error:
+        _refuse(rt, generation_id, request, "IDEMPOTENCY_CONFLICT", str(error))
+    reached("accept.after_commit")
+
+
+def _check_options(args: Sequence[Any], options: Mapping[str, Any]) -> None:
+    allowed = f"only the keywords request, {', '.join(sorted(OPTIONS))}"
+    if args:
+        raise InvalidRequest("positional arguments", list(args), allowed)
+    for name in sorted(options.keys() - OPTIONS):
+        raise InvalidRequest(name, options[name], allowed)
+
+
+def _deadline(options: Mapping[str, Any]) -> datetime | None:
+    value = options.get("deadline")
+    if value is None:
+        return None
+    try:
+        return datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        raise InvalidRequest("deadline", value, "a time in ISO 8601 with its zone") from None
+
+
+def _refuse(
+    rt: Runtime, generation_id: uuid.UUID, request: Mapping[str, Any], code: str, message: str
+) -> None:
+    log.info("generation %s is refused at the door: %s", generation_id, message)
+    with rt.engine.begin() as conn:
+        intake.record_refused(
+            conn,
+            RefusedRequest(generation_id, _storable(request), message, code=code),
+        )
+
+
+def _storable(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The request as it came, if the database can keep it; NUL is what it can't."""
+    text = json.dumps(request, default=str)
+    if "\\u0000" in text or "\\ud" in text.lower() or len(text) > _KEEP_BYTES:
+        return {"unstorable": text[:1000].encode("ascii", "replace").decode().replace("\\", "/")}
+    kept: dict[str, Any] = json.loads(text)
+    return kept
+
+
+def set_aside(
+    rt: Runtime, reason: str, body: Any, headers: Mapping[str, Any] | None = None
+) -> None:
+    """Keep a message that is no request, and say so once. Its body is not logged."""
+    log.error("a message was set aside: %s (see rejected_messages)", reason)
+    raw = body if isinstance(body, bytes) else json.dumps(body, default=str).encode()
+    kept = None if headers is None else _storable({k: str(v)[:500] for k, v in headers.items()})
+    with rt.engine.begin() as conn:
+        conn.execute(
+            insert(RejectedMessage).values(
+                reason=reason[:1000].replace("\x00", ""), headers=kept, body=raw[:_KEEP_BYTES]
+            )
+        )

@@ -1,0 +1,172 @@
+"""What stages share: reading the claimed row, holding sending back, and telling what was seen."""
+
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, func, select, update
+from sqlalchemy.exc import DBAPIError
+
+from api_client import ApiError, InsufficientCredit, InvalidApiKey, Task
+from models import gates
+from models.base import table_of
+from models.gates import GateName
+from models.lifecycle import Observation
+from models.schedule import backoff
+from models.tables import Generation
+from models.transitions import in_seconds
+from worker.runtime import Runtime
+
+log = logging.getLogger(__name__)
+
+g = table_of(Generation).c
+T = TypeVar("T")
+
+BACKOFF_BASE = 2.0
+BACKOFF_CAP = 300.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the stages need of a claimed generation."""
+
+    id: uuid.UUID
+    lease: int
+    status: str
+    request: dict[str, Any]
+    content: list[dict[str, Any]] | None
+    estimated_cost: Decimal
+    remote_task_id: str | None
+    cancel_wished: bool
+    cancel_sent: bool
+    submitted_ago: float
+    polls: int
+    failures: int
+    attention: str | None
+
+
+def load(conn: Connection, generation_id: uuid.UUID, lease: int) -> Row | None:
+    """The row, if it is still claimed under this lease; a stale message finds nothing."""
+    r = conn.execute(
+        select(
+            g.id,
+            g.lease,
+            g.status,
+            g.request,
+            g.content,
+            g.estimated_cost,
+            g.remote_task_id,
+            g.cancel_requested_at.is_not(None).label("cancel_wished"),
+            g.cancel_sent_at.is_not(None).label("cancel_sent"),
+            func.coalesce(func.extract("epoch", func.now() - g.submitted_at), 0).label("ago"),
+            g.polls,
+            g.failures,
+            g.attention,
+        ).where(g.id == generation_id, g.lease == lease, g.finished_at.is_(None))
+    ).one_or_none()
+    if r is None:
+        log.debug("generation %s: the message with lease %s is stale", generation_id, lease)
+        return None
+    return Row(
+        r.id,
+        r.lease,
+        r.status,
+        r.request,
+        r.content,
+        r.estimated_cost,
+        r.remote_task_id,
+        r.cancel_wished,
+        r.cancel_sent,
+        float(r.ago),
+        r.polls,
+        r.failures,
+        r.attention,
+    )
+
+
+def renew(engine: Engine, generation_id: uuid.UUID, lease: int, seconds: float) -> bool:
+    """Move the lease's end; False if it was lost."""
+    with engine.begin() as conn:
+        done = conn.execute(
+            update(Generation)
+            .where(g.id == generation_id, g.lease == lease, g.finished_at.is_(None))
+            .values(due_at=in_seconds(seconds))
+        )
+    return done.rowcount == 1
+
+
+def surely(engine: Engine, write: Callable[[Connection], T], *, within: float) -> T:
+    """Write what must not be lost, again and again while the database can't be reached.
+
+    An answer that holds a task id is worth waiting for; should it be lost all the same, the
+    task list has it. Raises the last error after `within` seconds.
+    """
+    deadline = time.monotonic() + within
+    failures = 0
+    while True:
+        try:
+            with engine.begin() as conn:
+                return write(conn)
+        except DBAPIError as error:
+            pause = backoff(failures, base=0.1, cap=2.0)
+            if time.monotonic() + pause > deadline:
+                raise
+            failures += 1
+            log.warning("the database refused a result, trying again: %s", type(error.orig))
+            time.sleep(pause)
+
+
+def hold(rt: Runtime, error: ApiError, *, estimate: Decimal | None = None) -> str:
+    """Close the gate that an answer asks for. Returns its name, for `waits_for`."""
+    settings = rt.settings
+    with rt.engine.begin() as conn:
+        match error:
+            case InvalidApiKey():
+                name = GateName.API_KEY
+                newly = gates.close(
+                    conn, name, f"{error.code}: {error.message}", probe_in=settings.probe_every
+                )
+            case InsufficientCredit():
+                name = GateName.CREDIT
+                newly = gates.close(
+                    conn,
+                    name,
+                    f"{error.code}: {error.message}",
+                    # At once: what is left decides who still passes.
+                    probe_in=0.0,
+                    refused_estimate=estimate,
+                )
+            case _:
+                name = GateName.BACKOFF
+                seconds = error.retry_after or backoff(1, base=BACKOFF_BASE, cap=60.0)
+                newly = gates.close(
+                    conn, name, f"{error.code or error.http_status}", opens_in=min(seconds, 600.0)
+                )
+    if newly:
+        log.warning("gate %s is closed: %s; nothing new is sent, nothing fails", name, error)
+    return f"gate {name}"
+
+
+def observation(task: Task) -> Observation:
+    """A task of the provider in the words of the lifecycle."""
+    return Observation(
+        task_id=task.task_id,
+        status=task.status,
+        seed=task.seed,
+        model=task.model,
+        resolution=task.resolution,
+        ratio=task.ratio,
+        duration=task.duration,
+        generate_audio=task.generate_audio,
+        credit_cost=task.credit_cost,
+        error_code=task.error_code,
+        error_message=task.error_message,
+        video_url=task.video_url,
+        last_frame_url=task.last_frame_url,
+        created_at=task.created_at,
+        updated_at=task.updated_at,
+    )

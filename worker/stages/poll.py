@@ -1,0 +1,98 @@
+"""Poll: look at one running remote task, and say when to look again."""
+
+import logging
+import uuid
+
+from sqlalchemy import Connection
+
+from api_client import ApiError, Disposition, TaskNotFound
+from models import schedule, transitions
+from models.lifecycle import Status
+from worker.crash_points import reached
+from worker.limiter import NoTokenError
+from worker.runtime import Runtime
+from worker.stages import common
+
+log = logging.getLogger(__name__)
+
+NOT_FOUND_GRACE = 600.0
+"""Seconds after submission in which a task may not be found: a replica may lag. Afterwards an
+operator is asked; it is never taken for a failure (protocol.md, "Observations")."""
+
+SLOW = 300.0
+"""Seconds between looks at a task that needs an operator."""
+
+
+def run(rt: Runtime, generation_id: uuid.UUID, lease: int) -> None:
+    """One look at the remote task of a running generation; first its cancel, if asked for."""
+    with rt.engine.connect() as conn:
+        row = common.load(conn, generation_id, lease)
+    if row is None or row.status != Status.RUNNING or row.remote_task_id is None:
+        return
+    try:
+        if row.cancel_wished and not row.cancel_sent:
+            _cancel(rt, row, row.remote_task_id)
+        task = rt.client.get(row.remote_task_id, retry=False)
+    except NoTokenError:
+        with rt.engine.begin() as conn:
+            transitions.reschedule(conn, row.id, row.lease, seconds=1.0)
+        return
+    except ApiError as error:
+        _failed(rt, row, error)
+        return
+    reached("poll.after_get")
+    with rt.engine.begin() as conn:
+        ended = transitions.apply_observation(conn, common.observation(task))
+        if not isinstance(ended, transitions.Moved):
+            _again(rt, conn, row)
+        if row.attention is not None:
+            transitions.calm(conn, row.id)
+    if isinstance(ended, transitions.Moved):
+        log.info("generation %s is %s", row.id, ended.status)
+
+
+def _again(rt: Runtime, conn: Connection, row: common.Row) -> None:
+    seconds = schedule.poll_delay(
+        row.polls + 1, shortest=rt.settings.poll_min, longest=rt.settings.poll_max
+    )
+    transitions.reschedule(
+        conn, row.id, row.lease, seconds=seconds, polls=row.polls + 1, failures=0
+    )
+
+
+def _cancel(rt: Runtime, row: common.Row, task_id: str) -> None:
+    """Ask the provider to cancel. The answer is a hint: the end comes from looking."""
+    try:
+        answer = rt.client.cancel(task_id, retry=False).status or "no status"
+    except ApiError as error:
+        if error.disposition in (Disposition.RETRY, Disposition.HOLD):
+            raise
+        answer = error.code or f"HTTP {error.http_status}"
+    with rt.engine.begin() as conn:
+        transitions.cancel_sent(conn, row.id, row.lease, answer=answer)
+
+
+def _failed(rt: Runtime, row: common.Row, error: ApiError) -> None:
+    """Nothing was seen: look again, at growing intervals. A poll never fails a generation."""
+    seconds = max(
+        rt.settings.poll_min,
+        schedule.backoff(row.failures, base=rt.settings.poll_min, cap=rt.settings.poll_max * 4),
+        error.retry_after or 0.0,
+    )
+    attention = None
+    if isinstance(error, TaskNotFound):
+        if row.submitted_ago > NOT_FOUND_GRACE:
+            attention = f"the provider does not know its remote task {row.remote_task_id}"
+    elif error.disposition is Disposition.HOLD:
+        common.hold(rt, error)
+    elif error.disposition is Disposition.PERMANENT:
+        attention = f"its remote task can't be read: {error}"
+    if attention is not None:
+        seconds = max(seconds, SLOW)
+    log.warning("generation %s can't be seen, again in %.0f s: %s", row.id, seconds, error)
+    with rt.engine.begin() as conn:
+        if attention is not None:
+            transitions.need_attention(conn, row.id, attention)
+        transitions.reschedule(
+            conn, row.id, row.lease, seconds=min(seconds, 900.0), failures=row.failures + 1
+        )

@@ -1,0 +1,195 @@
+"""Resolve: find out from the task list what became of a POST whose answer was lost.
+
+One pair of readings serves every generation that is handed in together.
+"""
+
+import logging
+import time
+import uuid
+from collections.abc import Sequence
+from datetime import timedelta
+from enum import StrEnum
+
+from sqlalchemy import Connection
+
+from api_client import ApiError, Disposition
+from models import resolution, schedule, transitions, watch
+from models.lifecycle import IN_DOUBT, Observation, Status
+from models.resolution import Absent, Adopt, Undecided, Verdict
+from models.watch import InDoubt
+from worker.crash_points import reached
+from worker.limiter import NoTokenError
+from worker.reading import ListReading, read_list, with_seeds
+from worker.runtime import Runtime
+from worker.stages import common
+
+log = logging.getLogger(__name__)
+
+ATTENTION_AFTER = 5
+"""So many readings that decided nothing, and an operator is asked. It is still read, slowly."""
+
+SLOW = 300.0
+RETRY_BASE = 5.0
+RETRY_CAP = 60.0
+
+
+class Outcome(StrEnum):
+    """What a run did with one generation."""
+
+    ADOPTED = "adopted"
+    ABSENT = "absent"
+    UNDECIDED = "undecided"
+    EARLY = "early"
+    LOST = "lost"
+
+
+def run(rt: Runtime, claims: Sequence[tuple[uuid.UUID, int]]) -> dict[uuid.UUID, Outcome]:
+    """Resolve the claimed generations that are in doubt; each ends adopted, absent or undecided."""
+    with rt.engine.begin() as conn:
+        found = watch.in_doubt(conn, claims, key_exclusive=rt.settings.key_exclusive)
+        for one in found:
+            if one.status is Status.SUBMITTING:
+                # Its lease has ended without an answer: whoever had it died or is lost.
+                transitions.doubt(conn, one.case.generation_id, one.latest, why="no answer came")
+            if not one.settled:
+                transitions.reschedule(
+                    conn, one.case.generation_id, one.lease, seconds=one.settle_in
+                )
+    outcomes = {one.case.generation_id: Outcome.EARLY for one in found if not one.settled}
+    cases = [one for one in found if one.settled]
+    if not cases:
+        return outcomes
+    try:
+        verdicts = _read_twice(rt, cases)
+    except (ApiError, NoTokenError) as error:
+        log.warning("the task list can't be read, %d wait to be resolved: %s", len(cases), error)
+        if isinstance(error, ApiError) and error.disposition is Disposition.HOLD:
+            common.hold(rt, error)
+        # An outage of the list burns nothing: only a reading that decided nothing counts.
+        with rt.engine.begin() as conn:
+            for one in cases:
+                transitions.reschedule(
+                    conn, one.case.generation_id, one.lease, seconds=RETRY_BASE * 2
+                )
+        return outcomes
+    reached("resolve.after_reading")
+    for one in cases:
+        outcomes[one.case.generation_id] = _decide(rt, one, verdicts[one.case.generation_id])
+    reached("resolve.after_decision")
+    return outcomes
+
+
+def _read_twice(rt: Runtime, cases: Sequence[InDoubt]) -> dict[uuid.UUID, Verdict]:
+    """Two complete readings, the second begun after the first ended, judged together."""
+    first = _judged(rt, cases, _read(rt, cases))
+    if all(isinstance(verdict, Adopt) and verdict.by_mark for verdict in first.values()):
+        return first  # a drawn seed proves itself; absence is what needs a second look
+    second = _judged(rt, cases, _read(rt, cases))
+    return {
+        generation_id: resolution.agree(verdict, second[generation_id])
+        for generation_id, verdict in first.items()
+    }
+
+
+def _read(rt: Runtime, cases: Sequence[InDoubt]) -> ListReading:
+    since = min(attempt.started_at for one in cases for attempt in one.case.attempts)
+    renewed = time.monotonic()
+
+    def on_page(_: Sequence[Observation]) -> None:
+        nonlocal renewed
+        if time.monotonic() - renewed < rt.settings.lease / 4:
+            return
+        renewed = time.monotonic()
+        for one in cases:
+            common.renew(rt.engine, one.case.generation_id, one.lease, rt.settings.lease)
+
+    return read_list(
+        rt, since=since, list_lag=rt.settings.list_lag + rt.settings.settle_margin, on_page=on_page
+    )
+
+
+def _judged(
+    rt: Runtime, cases: Sequence[InDoubt], reading: ListReading
+) -> dict[uuid.UUID, Verdict]:
+    with rt.engine.connect() as conn:
+        known = watch.followed(conn, [task.task_id for task in reading.tasks])
+    unknown = [task for task in reading.tasks if task.task_id not in known]
+    window_start = (
+        min(attempt.started_at for one in cases for attempt in one.case.attempts)
+        + reading.skew.lowest
+        - timedelta(seconds=2)
+    )
+    # Only what may be of these attempts is worth a GET for its seed.
+    seedless = [
+        task
+        for task in unknown
+        if task.seed in (None, -1) and (task.created_at is None or task.created_at >= window_start)
+    ]
+    looked_at = {task.task_id: task for task in with_seeds(rt, seedless)}
+    unknown = [looked_at.get(task.task_id, task) for task in unknown]
+    verdicts: dict[uuid.UUID, Verdict] = {}
+    for one in cases:
+        verdict = resolution.judge(one.case, unknown, reading.skew)
+        if not reading.complete and not (isinstance(verdict, Adopt) and verdict.by_mark):
+            verdict = Undecided("the task list could not be read completely")
+        verdicts[one.case.generation_id] = verdict
+    return verdicts
+
+
+def _decide(rt: Runtime, one: InDoubt, verdict: Verdict) -> Outcome:
+    """Carry a verdict out, judging "unknown" again in the deciding transaction."""
+    generation_id = one.case.generation_id
+    with rt.engine.begin() as conn:
+        if isinstance(verdict, Adopt):
+            taken = watch.followed(conn, [verdict.task.task_id])
+            if taken:
+                verdict = Undecided("the remote task was adopted by another generation meanwhile")
+        match verdict:
+            case Adopt(task=task, attempt=attempt, others=others):
+                adopted = watch.adopt_marked(
+                    conn,
+                    generation_id,
+                    attempt,
+                    task,
+                    by="resolve",
+                    into=IN_DOUBT,
+                )
+                if not adopted:
+                    return Outcome.LOST
+                for other, number in others:
+                    watch.flag_second(conn, generation_id, number, other)
+                log.info("generation %s adopts remote task %s", generation_id, task.task_id)
+                return Outcome.ADOPTED
+            case Absent():
+                moved = transitions.absent(
+                    conn,
+                    generation_id,
+                    one.latest,
+                    max_attempts=rt.settings.max_attempts,
+                    detail={"readings": 2},
+                )
+                if moved is None:
+                    return Outcome.LOST
+                schedule.wake(conn)
+                log.info(
+                    "generation %s: no remote task exists, now %s", generation_id, moved.status
+                )
+                return Outcome.ABSENT
+            case Undecided(why, task_ids):
+                _wait(conn, one, why, task_ids)
+                return Outcome.UNDECIDED
+
+
+def _wait(conn: Connection, one: InDoubt, why: str, task_ids: Sequence[str]) -> None:
+    failures = one.failures + 1
+    shown = f"{why} ({', '.join(task_ids)})" if task_ids else why
+    log.warning("generation %s can't be resolved yet: %s", one.case.generation_id, shown)
+    seconds = schedule.backoff(one.failures, base=RETRY_BASE, cap=RETRY_CAP)
+    if failures >= ATTENTION_AFTER:
+        transitions.need_attention(
+            conn, one.case.generation_id, f"{shown}; decide with `seedance resolve`"
+        )
+        seconds = SLOW
+    transitions.reschedule(
+        conn, one.case.generation_id, one.lease, seconds=seconds, failures=failures
+    )

@@ -1,0 +1,203 @@
+"""Submit: an intent, then one POST, then its outcome (protocol.md, "Intent" to "Answers")."""
+
+import logging
+import uuid
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
+
+from api_client import ApiError, Disposition, GenerationRequest, NotSent, Submitted
+from models import schedule, submission, transitions, watch
+from models.lifecycle import Status
+from models.submission import Held, Intent
+from worker.crash_points import reached
+from worker.limiter import NoTokenError
+from worker.runtime import Runtime, waking_clock
+from worker.stages import common
+
+log = logging.getLogger(__name__)
+
+
+class TooLateError(Exception):
+    """Raised just before the write: the POST must not be sent any more. Nothing was written."""
+
+
+def run(rt: Runtime, generation_id: uuid.UUID, lease: int) -> None:
+    """Submit a generation that is `uploading` with all its references in place."""
+    with rt.engine.connect() as conn:
+        row = common.load(conn, generation_id, lease)
+    if row is None or row.status != Status.UPLOADING:
+        return
+    # The token comes before the intent: nothing that can block may stand after it.
+    try:
+        rt.limiter.wait("submit", timeout=min(5.0, rt.settings.lease / 4))
+    except NoTokenError:
+        with rt.engine.begin() as conn:
+            transitions.put_back(
+                conn, generation_id, lease, waits_for="the request rate", seconds=1.0
+            )
+        return
+
+    reached("submit.before_intent")
+    started = waking_clock()
+    intent = _intend(rt, generation_id, lease)
+    if intent is None:
+        return
+    reached("submit.after_intent")
+    content = row.content if row.content is not None else row.request["content"]
+    request = GenerationRequest.model_validate(
+        {**row.request, "content": content, "seed": intent.seed}
+    )
+    _post(rt, intent, request, started)
+    reached("submit.after_result")
+
+
+def _intend(rt: Runtime, generation_id: uuid.UUID, lease: int) -> Intent | None:
+    """The committed intent, or None if there is none. A COMMIT that fails raises: no POST."""
+    try:
+        with rt.engine.begin() as conn:
+            result = submission.begin(conn, generation_id, lease, rt.settings.timing)
+    except IntegrityError:
+        # An equal generation took the fingerprint (or by chance the seed) in the same moment.
+        with rt.engine.begin() as conn:
+            submission.put_back_blocked(conn, generation_id, lease, None)
+        return None
+    if isinstance(result, Held):
+        log.info("generation %s is not submitted: %s", generation_id, result.why)
+        return None
+    return result
+
+
+def _post(rt: Runtime, intent: Intent, request: GenerationRequest, started: float) -> None:
+    def check() -> None:
+        """Runs on an open connection, directly before the first byte."""
+        with rt.engine.connect() as conn:
+            obstacle = submission.may_still_send(conn, intent)
+        if obstacle is not None:
+            raise TooLateError(obstacle)
+        age = waking_clock() - started
+        if age > rt.settings.send_budget:
+            raise TooLateError(f"the intent is {age:.1f} s old")
+
+    try:
+        answer = rt.client.submit(request, before_send=check, retry=False, throttled=True)
+    except TooLateError as late:
+        log.warning("generation %s is not sent: %s", intent.generation_id, late)
+        _not_sent(rt, intent, str(late), seconds=1.0)
+    except NotSent as error:
+        log.warning("generation %s is not sent: %s", intent.generation_id, error)
+        waits_for = common.hold(rt, error)
+        _not_sent(rt, intent, waits_for, seconds=2.0)
+    except ApiError as error:
+        reached("submit.after_post")
+        _refused(rt, intent, error)
+    except Exception as error:
+        why = f"{type(error).__name__} in the worker"
+        # Whatever it was, the POST may have been written.
+        common.surely(
+            rt.engine,
+            lambda conn: _doubt(conn, intent, why, None),
+            within=rt.settings.lease,
+        )
+        raise
+    else:
+        reached("submit.after_post")
+        record_answer(rt, intent, answer)
+
+
+def _not_sent(rt: Runtime, intent: Intent, why: str, *, seconds: float) -> None:
+    common.surely(
+        rt.engine,
+        lambda conn: transitions.not_sent(
+            conn, intent.generation_id, intent.attempt, why=why, seconds=seconds
+        ),
+        within=rt.settings.lease,
+    )
+
+
+def record_answer(rt: Runtime, intent: Intent, answer: Submitted) -> None:
+    """The answer named the task: follow it, or flag it where another is followed already."""
+
+    def write(conn: Connection) -> None:
+        moved = transitions.submitted(
+            conn,
+            intent.generation_id,
+            intent.attempt,
+            remote_task_id=answer.task_id,
+            remote_status=answer.status,
+            credit_cost=answer.credit_cost,
+            poll_seconds=schedule.poll_delay(
+                0, shortest=rt.settings.poll_min, longest=rt.settings.poll_max
+            ),
+        )
+        if moved is None and not _known(conn, answer.task_id):
+            log.error(
+                "generation %s has a second remote task, %s, of attempt %d",
+                intent.generation_id,
+                answer.task_id,
+                intent.attempt,
+            )
+            submission.flag_second_task(
+                conn,
+                intent.generation_id,
+                intent.attempt,
+                task_id=answer.task_id,
+                status=answer.status,
+                credit_cost=answer.credit_cost,
+                seed=intent.seed,
+            )
+
+    common.surely(rt.engine, write, within=rt.settings.lease)
+
+
+def _known(conn: Connection, task_id: str) -> bool:
+    return bool(watch.followed(conn, [task_id]))
+
+
+def _refused(rt: Runtime, intent: Intent, error: ApiError) -> None:
+    if error.code == "CONCURRENCY_LIMIT_REACHED":
+        with rt.engine.begin() as conn:
+            schedule.learn_lower(conn, schedule.in_flight(conn))
+    match error.disposition:
+        case Disposition.PERMANENT:
+            log.info("generation %s is refused: %s", intent.generation_id, error.code)
+
+            def write(conn: Connection) -> None:
+                transitions.refused(
+                    conn,
+                    intent.generation_id,
+                    intent.attempt,
+                    code=error.code or f"HTTP_{error.http_status}",
+                    message=error.message,
+                )
+
+        case Disposition.RETRY | Disposition.HOLD:
+            waits_for = common.hold(rt, error, estimate=intent.estimate)
+
+            def write(conn: Connection) -> None:
+                transitions.declined(
+                    conn,
+                    intent.generation_id,
+                    intent.attempt,
+                    code=error.code,
+                    waits_for=waits_for,
+                    seconds=1.0,
+                )
+
+        case Disposition.AMBIGUOUS:
+            log.warning(
+                "generation %s, attempt %d: outcome unknown (%s); the task list will show",
+                intent.generation_id,
+                intent.attempt,
+                error,
+            )
+
+            def write(conn: Connection) -> None:
+                _doubt(conn, intent, str(error)[:300], error.code or None)
+
+    common.surely(rt.engine, write, within=rt.settings.lease)
+
+
+def _doubt(conn: Connection, intent: Intent, why: str, code: str | None) -> None:
+    # due_at is settle_at already, from the intent.
+    transitions.doubt(conn, intent.generation_id, intent.attempt, why=why, code=code)

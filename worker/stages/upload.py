@@ -1,0 +1,197 @@
+"""Upload: each reference once, by content; then straight on to submitting."""
+
+import logging
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, update
+
+from api_client import ApiError, Disposition, InvalidRequest, media_type
+from models import transitions, uploads
+from models.base import table_of
+from models.lifecycle import Note, Status
+from models.schedule import backoff
+from models.tables import Generation
+from models.uploads import Content, SomebodyElse, Uploaded
+from worker import sources
+from worker.crash_points import reached
+from worker.limiter import NoTokenError
+from worker.requests import is_source
+from worker.runtime import Runtime
+from worker.sources import Reference, SourceRefusedError, SourceUnavailableError
+from worker.stages import common, submit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+g = table_of(Generation).c
+
+WAIT_FOR_OTHER = 1.5
+"""Seconds until looking again whether somebody else has uploaded the same bytes."""
+
+MAX_FAILURES = 8
+"""So many failures in a row, with growing pauses (about 20 minutes), end a generation whose
+reference can't be read."""
+
+
+class LeaseLostError(Exception):
+    """The row belongs to another worker now, or was cancelled: stop at once."""
+
+
+class BusyError(Exception):
+    """Another generation is uploading the same bytes."""
+
+
+def run(rt: Runtime, generation_id: uuid.UUID, lease: int) -> None:
+    """Upload what the request refers to, then submit, under the same lease."""
+    with rt.engine.connect() as conn:
+        row = common.load(conn, generation_id, lease)
+    if row is None or row.status != Status.UPLOADING:
+        return
+    keep = _Renewal(rt, generation_id, lease)
+    try:
+        content = [_resolved(rt, row, item, keep) for item in row.request["content"]]
+        keep()
+    except LeaseLostError:
+        log.info("generation %s: lease %d was lost while uploading", generation_id, lease)
+        return
+    except BusyError:
+        with rt.engine.begin() as conn:
+            transitions.reschedule(conn, generation_id, lease, seconds=WAIT_FOR_OTHER)
+        return
+    except (SourceRefusedError, InvalidRequest) as error:
+        _reject(rt, row, "INVALID_REFERENCE", str(error))
+        return
+    except (SourceUnavailableError, NoTokenError) as error:
+        _put_back(rt, row, str(error), "its reference")
+        return
+    except ApiError as error:
+        _refused(rt, row, error)
+        return
+    with rt.engine.begin() as conn:
+        stored = conn.execute(
+            update(Generation)
+            .where(g.id == generation_id, g.lease == lease, g.status == Status.UPLOADING)
+            .values(content=content)
+        )
+    if stored.rowcount:
+        submit.run(rt, generation_id, lease)
+
+
+class _Renewal:
+    """Renews the lease now and then; raises LeaseLostError when it can't."""
+
+    def __init__(self, rt: Runtime, generation_id: uuid.UUID, lease: int) -> None:
+        self._rt, self._id, self._lease = rt, generation_id, lease
+        self._next = time.monotonic()
+        self.also: Callable[[Connection], None] | None = None
+
+    def __call__(self, *_: Any) -> None:
+        if time.monotonic() < self._next:
+            return
+        seconds = self._rt.settings.lease
+        if not common.renew(self._rt.engine, self._id, self._lease, seconds):
+            raise LeaseLostError
+        if self.also is not None:
+            with self._rt.engine.begin() as conn:
+                self.also(conn)
+        self._next = time.monotonic() + seconds / 4
+
+
+def _resolved(rt: Runtime, row: common.Row, item: dict[str, str], keep: _Renewal) -> dict[str, str]:
+    kind = item["type"]
+    if not is_source(kind, item[kind]):
+        return item
+    with sources.opened(item[kind], rt.settings, on_read=keep) as reference:
+        content_type = media_type(reference.head, reference.filename)
+        if not content_type.startswith(kind.removesuffix("_url")):
+            raise SourceRefusedError(
+                f"{reference.filename} is {content_type}, which an item of type {kind} can't be"
+            )
+        return {"type": kind, kind: _upload(rt, row, reference, content_type, keep)}
+
+
+def _upload(
+    rt: Runtime, row: common.Row, reference: Reference, content_type: str, keep: _Renewal
+) -> str:
+    bytes_ = Content(reference.sha256, content_type, row.id)
+    seconds = rt.settings.lease
+    with rt.engine.begin() as conn:
+        found = uploads.claim(conn, bytes_, size=reference.size, lease_seconds=seconds)
+    match found:
+        case Uploaded(file_path):
+            return file_path
+        case SomebodyElse():
+            raise BusyError
+    keep.also = lambda conn: uploads.renew(conn, bytes_, seconds=seconds)
+    reached("upload.before_put")
+    try:
+        uploaded = rt.client.upload(
+            reference.file,
+            filename=reference.filename,
+            content_type=content_type,
+            progress=keep,
+        )
+    except BaseException:
+        with rt.engine.begin() as conn:
+            uploads.failed(conn, bytes_)
+        raise
+    finally:
+        keep.also = None
+    reached("upload.after_put")
+    if uploaded.sha256 != reference.sha256:
+        with rt.engine.begin() as conn:
+            uploads.failed(conn, bytes_)
+        raise SourceUnavailableError(f"{reference.filename} changed while it was read")
+    with rt.engine.begin() as conn:
+        uploads.done(
+            conn,
+            bytes_,
+            file_path=uploaded.file_path,
+            valid_seconds=rt.settings.upload_valid,
+        )
+        transitions.note(
+            conn,
+            row.id,
+            Note.UPLOADED,
+            detail={
+                "file_path": uploaded.file_path,
+                "sha256": uploaded.sha256,
+                "bytes": uploaded.size,
+                "content_type": content_type,
+            },
+        )
+    return uploaded.file_path
+
+
+def _refused(rt: Runtime, row: common.Row, error: ApiError) -> None:
+    match error.disposition:
+        case Disposition.PERMANENT:
+            _reject(rt, row, error.code or f"HTTP_{error.http_status}", error.message)
+        case Disposition.HOLD:
+            waits_for = common.hold(rt, error)
+            with rt.engine.begin() as conn:
+                transitions.put_back(conn, row.id, row.lease, waits_for=waits_for, seconds=5.0)
+        case Disposition.RETRY | Disposition.AMBIGUOUS:
+            _put_back(rt, row, str(error), "the provider's storage")
+
+
+def _reject(rt: Runtime, row: common.Row, code: str, message: str) -> None:
+    log.info("generation %s is rejected: %s: %s", row.id, code, message)
+    with rt.engine.begin() as conn:
+        transitions.reject(conn, row.id, row.lease, code=code, message=message)
+
+
+def _put_back(rt: Runtime, row: common.Row, why: str, waits_for: str) -> None:
+    if row.failures + 1 >= MAX_FAILURES:
+        _reject(rt, row, "REFERENCE_UNAVAILABLE", why)
+        return
+    log.warning("generation %s waits for %s: %s", row.id, waits_for, why)
+    seconds = backoff(row.failures, base=common.BACKOFF_BASE, cap=common.BACKOFF_CAP)
+    with rt.engine.begin() as conn:
+        transitions.put_back(
+            conn, row.id, row.lease, waits_for=waits_for, seconds=seconds, failed=True
+        )

@@ -1,0 +1,71 @@
+"""The Celery tasks: each loads nothing, decides nothing, and calls its stage."""
+
+import random
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from celery.exceptions import Reject
+from sqlalchemy.exc import DBAPIError
+
+from worker.app import app
+from worker.runtime import runtime
+from worker.stages import accept, poll, resolve, submit, upload
+from worker.upkeep import balance, prune, reconcile
+
+if TYPE_CHECKING:
+    from celery import Task
+
+
+# Until its row is committed the message is all there is of a request: acknowledged afterwards,
+# and given back while the database is away.
+@app.task(name="seedance.generate", bind=True, acks_late=True, reject_on_worker_lost=True)
+def generate(self: "Task[..., None]", *args: Any, **kwargs: Any) -> None:
+    """Accept a request; the message's task id becomes the generation's id."""
+    try:
+        accept.run(runtime(), str(self.request.id), args, kwargs)
+    except DBAPIError as error:
+        time.sleep(random.uniform(0.5, 1.5))  # noqa: S311  (not all at once)
+        raise Reject(error, requeue=True) from error
+
+
+@app.task(name="seedance.upload")
+def upload_references(generation_id: str, lease: int) -> None:
+    """Upload a generation's references, then submit it."""
+    upload.run(runtime(), uuid.UUID(generation_id), lease)
+
+
+@app.task(name="seedance.submit")
+def submit_generation(generation_id: str, lease: int) -> None:
+    """Submit a generation."""
+    submit.run(runtime(), uuid.UUID(generation_id), lease)
+
+
+@app.task(name="seedance.poll")
+def poll_task(generation_id: str, lease: int) -> None:
+    """Look at a generation's remote task."""
+    poll.run(runtime(), uuid.UUID(generation_id), lease)
+
+
+@app.task(name="seedance.resolve")
+def resolve_in_doubt(claims: list[tuple[str, int]]) -> None:
+    """Find out what became of POSTs whose answers were lost."""
+    resolve.run(runtime(), [(uuid.UUID(generation_id), lease) for generation_id, lease in claims])
+
+
+@app.task(name="seedance.reconcile")
+def reconcile_all() -> None:
+    """Hold the provider's task list against our rows."""
+    reconcile.run(runtime())
+
+
+@app.task(name="seedance.balance")
+def record_balance() -> None:
+    """Record the account's balance; opens the gates that it may open."""
+    balance.run(runtime())
+
+
+@app.task(name="seedance.prune")
+def prune_old() -> None:
+    """Remove what nobody needs any more."""
+    prune.run(runtime())

@@ -1,0 +1,1 @@
+"""Upkeep, by beat: reconcile, balance, pruning. Nothing here is needed for progress."""

@@ -1,0 +1,99 @@
+"""Reconcile: hold the provider's whole task list against our rows, and mend what differs."""
+
+import logging
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import func, select, update
+
+from models import schedule, watch
+from models.lifecycle import Observation, Status
+from models.tables import Generation, StrayTask
+from models.watch import Sightings
+from worker.reading import read_list
+from worker.runtime import Runtime
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a reconcile saw and did. Task ids where something is to be looked at."""
+
+    complete: bool
+    pages: int
+    remote_tasks: int
+    adopted: tuple[str, ...]
+    """Remote tasks whose answer had been lost: now followed."""
+    corrected: tuple[str, ...]
+    """Remote tasks that had ended unseen: their generations are now ended too."""
+    second: tuple[str, ...]
+    """Further remote tasks of a generation that has one: somebody pays twice."""
+    possible: tuple[str, ...]
+    """Could be ours by their parameters: an operator decides (`seedance resolve`)."""
+    foreign: tuple[str, ...]
+    """Not ours; never touched."""
+    unseen: tuple[uuid.UUID, ...]
+    """Generations believed running whose task the list does not show: each is looked at."""
+
+
+def run(rt: Runtime) -> Report:
+    """Read the list once, apply every page in one transaction, and look after the unseen."""
+    all_sightings = Sightings()
+
+    def on_page(seen: Sequence[Observation]) -> None:
+        with rt.engine.begin() as conn:
+            page = watch.hold_against(conn, seen)
+        for name in ("changed", "adopted", "second", "possible", "foreign"):
+            getattr(all_sightings, name).extend(getattr(page, name))
+
+    reading = read_list(rt, since=None, list_lag=rt.settings.list_lag, on_page=on_page)
+    unseen: list[uuid.UUID] = []
+    if reading.complete:
+        before = reading.began - timedelta(seconds=rt.settings.list_lag + 1)
+        with rt.engine.begin() as conn:
+            unseen = watch.running_unseen(
+                conn, [task.task_id for task in reading.tasks], before=before
+            )
+            # Its own GET tells what the list doesn't.
+            conn.execute(
+                update(Generation)
+                .where(Generation.id.in_(unseen), Generation.status == Status.RUNNING)
+                .values(due_at=func.least(Generation.due_at, func.now()))
+            )
+            schedule.wake(conn)
+    report = Report(
+        reading.complete,
+        reading.pages,
+        len(reading.tasks),
+        tuple(dict.fromkeys(all_sightings.adopted)),
+        tuple(dict.fromkeys(all_sightings.changed)),
+        tuple(dict.fromkeys(all_sightings.second)),
+        tuple(dict.fromkeys(all_sightings.possible)),
+        tuple(dict.fromkeys(all_sightings.foreign)),
+        tuple(unseen),
+    )
+    level = logging.WARNING if report.second or report.possible else logging.INFO
+    log.log(
+        level,
+        "reconciled %d remote tasks: %d adopted, %d corrected, %d second, %d possible,"
+        " %d foreign, %d unseen%s",
+        report.remote_tasks,
+        len(report.adopted),
+        len(report.corrected),
+        len(report.second),
+        len(report.possible),
+        len(report.foreign),
+        len(report.unseen),
+        "" if report.complete else "; the list drifted, so the reading is not complete",
+    )
+    return report
+
+
+def strays(rt: Runtime) -> dict[str, int]:
+    """How many remote tasks of each kind no generation follows."""
+    with rt.engine.connect() as conn:
+        rows = conn.execute(select(StrayTask.kind, func.count()).group_by(StrayTask.kind))
+        return dict(rows.tuples().all())
