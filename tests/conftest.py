@@ -1,0 +1,127 @@
+"""Shared fixtures: real servers once per run, a fresh database for each test that asks for one.
+
+A test that uses none of them does no I/O; the servers start when first asked for.
+"""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+
+import simulator as provider
+from models.database import make_engine
+from worker import migrate
+from worker.embedded_postgres import EmbeddedPostgres
+from worker.embedded_valkey import EmbeddedValkey
+from worker.runtime import Runtime, build
+from worker.settings import Settings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the machine's environment says must not change a test."""
+    for name in list(os.environ):
+        if name.startswith("SEEDANCE_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    """One PostgreSQL server for the run, with a migrated database `template_seedance`."""
+    folder = tmp_path_factory.mktemp("postgres")
+    with EmbeddedPostgres(folder, durable=False) as server:
+        engine = make_engine(server.create_database("template_seedance"))
+        migrate.upgrade(engine)
+        engine.dispose()
+        yield server
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
+    """One Valkey server for the run."""
+    with EmbeddedValkey(tmp_path_factory.mktemp("valkey"), durable=False) as server:
+        yield server
+
+
+@pytest.fixture
+def database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """The address of a fresh, migrated database."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    yield postgres.create_database(name, template="template_seedance")
+    postgres.drop_database(name)
+
+
+_broker_db = iter(range(1, 1_000_000))
+
+
+@pytest.fixture
+def broker_url(valkey: EmbeddedValkey) -> str:
+    """The address of an empty broker."""
+    import redis
+
+    url = valkey.url(next(_broker_db) % 15 + 1)
+    client = redis.Redis.from_url(url)
+    client.flushdb()
+    client.close()
+    return url
+
+
+@pytest.fixture(scope="session")
+def _simulator() -> Iterator[provider.Simulator]:
+    with provider.serve(provider.Config(random_seed=1)) as sim:
+        yield sim
+
+
+@pytest.fixture
+def sim(_simulator: provider.Simulator) -> provider.Simulator:
+    """A provider without tasks, faults or uploads, whose minutes pass in seconds."""
+    _simulator.reset(random_seed=1, speed=100)
+    return _simulator
+
+
+@pytest.fixture
+def environment(database_url: str, broker_url: str, sim: provider.Simulator) -> dict[str, str]:
+    """Settings of a service against these servers, as a process would get them; small times."""
+    return {
+        "SEEDANCE_DATABASE_URL": database_url,
+        "SEEDANCE_BROKER_URL": broker_url,
+        "SEEDANCE_API_KEY": sim.api_key,
+        "SEEDANCE_API_BASE_URL": sim.url,
+        "SEEDANCE_SEND_BUDGET": "2",
+        "SEEDANCE_LATE_CREATION": "0.5",
+        "SEEDANCE_LIST_LAG": "0.3",
+        "SEEDANCE_SETTLE_MARGIN": "0.2",
+        "SEEDANCE_LEASE": "3",
+        "SEEDANCE_HTTP_TIMEOUT": "1.5",
+        "SEEDANCE_HTTP_CONNECT_TIMEOUT": "1",
+        "SEEDANCE_POLL_MIN": "0.2",
+        "SEEDANCE_POLL_MAX": "0.5",
+        "SEEDANCE_TICK": "0.2",
+        "SEEDANCE_PROBE_EVERY": "0.5",
+        "SEEDANCE_RATE_LIMIT": "1000/second",
+    }
+
+
+MakeRuntime = Callable[..., Runtime]
+
+
+@pytest.fixture
+def make_runtime(environment: dict[str, str]) -> Iterator[MakeRuntime]:
+    """Build runtimes for the test's servers, with settings changed by keyword."""
+    built: list[Runtime] = []
+
+    def make(**overrides: object) -> Runtime:
+        settings: Settings = load_settings(environment, **overrides)
+        built.append(build(settings))
+        return built[-1]
+
+    yield make
+    for rt in built:
+        rt.close()
+
+
+@pytest.fixture
+def rt(make_runtime: MakeRuntime) -> Runtime:
+    """A runtime with the test's settings."""
+    return make_runtime()
