@@ -1,0 +1,70 @@
+"""Workers that die at the worst moments. What they began is ended by others, exactly once."""
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+import simulator
+from models.lifecycle import Status
+from tests.acceptance.conftest import ROOT, Service, wait_for
+from worker.crash_points import CrashPoint
+
+WITH_REFERENCE = {
+    "content": [
+        {"type": "image_url", "image_url": "path:lake.jpg"},
+        {"type": "text", "text": "waves"},
+    ]
+}
+LOST = {"content": [{"type": "text", "text": "a cat [sim: submit=lost]"}]}
+PLAIN = {"content": [{"type": "text", "text": "a cat"}]}
+
+
+@pytest.mark.parametrize("point", get_args(CrashPoint))
+def test_death_at_a_crash_point_costs_nothing(
+    point: CrashPoint, service: Service, sim: simulator.Simulator, tmp_path: Path
+):
+    media = {"SEEDANCE_MEDIA_ROOTS": str(ROOT / "examples" / "media")}
+    once = tmp_path / "died"
+    doomed = service.worker(
+        SEEDANCE_CRASH_AT=point, SEEDANCE_CRASH_ONCE=str(once), **media
+    )
+    request = PLAIN
+    if point.startswith("upload."):
+        request = WITH_REFERENCE
+    elif point.startswith("resolve."):
+        request = LOST
+    with service.bare_celery() as app:
+        sent = app.send_task("seedance.generate", kwargs={"request": request})
+        assert doomed.wait() == -9, doomed.text()
+        assert once.exists()
+        service.worker(**media)
+
+        view = service.ended(sent.id, 240 if point.startswith("accept.before") else 60)
+
+    assert view.status is Status.COMPLETED
+    tasks = sim.tasks(origin="submit")
+    assert [task["task_id"] for task in tasks] == [view.remote_task_id]
+    assert str(view.credit_cost.normalize()) == str(_charged(tasks[0]))
+    if point.startswith("upload."):
+        assert len(sim.uploads()) >= 1
+
+
+def _charged(task: dict) -> object:
+    from decimal import Decimal
+
+    return Decimal(task["charged"]).normalize()
+
+
+def test_all_workers_killed_at_once(service: Service, sim: simulator.Simulator):
+    workers = [service.ready(service.worker()) for _ in range(2)]
+    ids = [service.enqueue(f"cat {number} [sim: seconds=60]") for number in range(12)]
+    wait_for(lambda: len(sim.submits()) >= 4, "some are submitted")
+
+    for worker in workers:
+        worker.kill()
+    service.worker()
+
+    for generation_id in ids:
+        assert service.ended(generation_id).status is Status.COMPLETED
+    assert len(sim.tasks(origin="submit")) == len(ids)

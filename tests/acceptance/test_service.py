@@ -1,0 +1,134 @@
+"""What a producer and an operator see of running workers."""
+
+import json
+import signal
+import uuid
+
+import pytest
+import redis
+from sqlalchemy import select
+
+import simulator
+from models.lifecycle import Status
+from models.tables import RejectedMessage
+from tests.acceptance.conftest import PATIENCE, Service, wait_for
+
+TEXT = {"content": [{"type": "text", "text": "a cat under cherry blossoms"}]}
+
+
+def test_a_bare_celery_client_gets_its_generation_by_the_task_id(
+    service: Service, sim: simulator.Simulator
+):
+    service.ready(service.worker())
+    with service.bare_celery() as app:
+        sent = app.send_task(
+            "seedance.generate",
+            kwargs={"request": TEXT, "metadata": {"order": 7}, "tenant": "acme", "priority": 3},
+        )
+
+        view = service.ended(sent.id)
+
+    assert view.status is Status.COMPLETED
+    assert (view.metadata, view.tenant, view.priority) == ({"order": 7}, "acme", 3)
+    assert [task["task_id"] for task in sim.tasks()] == [view.remote_task_id]
+
+
+def test_bad_input_ends_as_a_failed_generation_and_garbage_is_set_aside(service: Service):
+    worker = service.ready(service.worker())
+    with service.bare_celery() as app:
+        too_long = app.send_task("seedance.generate", kwargs={"request": {**TEXT, "duration": 99}})
+        no_request = app.send_task("seedance.generate", kwargs={"something": 1})
+        app.send_task("seedance.no_such_task", args=[1])
+        broker = redis.Redis.from_url(service.env["SEEDANCE_BROKER_URL"])
+        template = json.loads(_message(app, broker))
+        for body in ('"[]"', "[]", '"not base64"', "5"):
+            broker.lpush("celery", json.dumps({**template, "body": json.loads(body)}))
+        broker.lpush("celery", json.dumps({**template, "content-type": "application/x-pickle"}))
+        broker.lpush("celery", json.dumps({**template, "headers": {}}))
+        broker.close()
+        good = app.send_task("seedance.generate", kwargs={"request": TEXT})
+
+        refused = service.ended(too_long.id)
+        assert service.ended(good.id).status is Status.COMPLETED
+
+    assert (refused.status, refused.error_code) == (Status.FAILED, "INVALID_REQUEST")
+    assert "duration" in (refused.error_message or "")
+    assert "99" in (refused.error_message or "")
+    assert service.find(no_request.id) is None
+
+    def aside() -> list[str]:
+        with service.rt.engine.connect() as conn:
+            return list(conn.execute(select(RejectedMessage.reason)).scalars())
+
+    wait_for(lambda: len(aside()) == 8, "all eight are set aside")
+    assert any(no_request.id in reason for reason in aside())
+    assert any("no_such_task" in reason for reason in aside())
+    assert worker.alive
+    assert worker.text().count("was set aside") == 8, "each is told once"
+
+
+def _message(app, broker) -> bytes:
+    """A `seedance.generate` message as Celery writes it, taken off the broker again."""
+    app.send_task("seedance.generate", kwargs={"request": TEXT}, queue="a-side-queue")
+    taken = broker.rpop("a-side-queue")
+    assert taken is not None
+    return taken
+
+
+def test_many_generations_over_two_workers_are_submitted_once_each(
+    service: Service, sim: simulator.Simulator
+):
+    ids = [service.enqueue(f"cat {number}") for number in range(30)]
+    for process in (service.worker(), service.worker()):
+        service.ready(process)
+
+    views = [service.ended(generation_id) for generation_id in ids]
+
+    assert {view.status for view in views} == {Status.COMPLETED}
+    assert len(sim.submits()) == len(ids)
+    assert len({view.remote_task_id for view in views}) == len(ids)
+
+
+def test_sigterm_hands_the_work_on_at_once(service: Service, sim: simulator.Simulator):
+    first = service.ready(service.worker())
+    ids = [service.enqueue(f"cat {number} [sim: seconds=120]") for number in range(6)]
+    wait_for(lambda: len(sim.submits()) == len(ids), "all are submitted")
+    second = service.ready(service.worker())
+
+    assert first.terminate() == 0
+
+    assert second.alive
+    for generation_id in ids:
+        assert service.ended(generation_id).status is Status.COMPLETED
+    assert len(sim.submits()) == len(ids)
+
+
+def test_beat_reconciles_and_records_the_balance(service: Service, sim: simulator.Simulator):
+    service.ready(service.worker())
+    lost = service.enqueue("a cat [sim: submit=lost]")
+    sim.inject(text="somebody else's", seed=4711)
+
+    service.beat(SEEDANCE_RECONCILE_EVERY="1", SEEDANCE_BALANCE_EVERY="1")
+
+    assert service.ended(lost).status is Status.COMPLETED
+    assert len(sim.tasks(origin="submit")) == 1
+    wait_for(lambda: sim.received("balance") > 0, "the balance was asked for")
+
+
+@pytest.mark.parametrize("shutdown", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_stops_when_told(service: Service, shutdown: signal.Signals):
+    worker = service.ready(service.worker())
+    worker.signal(shutdown)
+    assert worker.wait(30) == 0
+
+
+def test_a_message_sent_twice_makes_one_generation(service: Service, sim: simulator.Simulator):
+    service.ready(service.worker())
+    generation_id = str(uuid.uuid4())
+    with service.bare_celery() as app:
+        for _ in range(3):
+            app.send_task("seedance.generate", kwargs={"request": TEXT}, task_id=generation_id)
+        view = service.ended(generation_id, PATIENCE)
+
+    assert view.status is Status.COMPLETED
+    assert len(sim.submits()) == 1
