@@ -29,6 +29,8 @@ class Revision:
 
     current: str | None
     head: str
+    known: bool = True
+    """Whether this code has a migration of that name; a newer version's it doesn't know."""
 
     @property
     def up_to_date(self) -> bool:
@@ -38,10 +40,13 @@ class Revision:
 
 def revision(engine: Engine) -> Revision:
     """Read both revisions."""
-    head = ScriptDirectory.from_config(_config()).get_current_head()
+    scripts = ScriptDirectory.from_config(_config())
+    head = scripts.get_current_head()
     assert head is not None, "there is at least one migration"
     with engine.connect() as conn:
-        return Revision(MigrationContext.configure(conn).get_current_revision(), head)
+        current = MigrationContext.configure(conn).get_current_revision()
+    known = current is None or current in {script.revision for script in scripts.walk_revisions()}
+    return Revision(current, head, known)
 
 
 def upgrade(engine: Engine, target: str = "head") -> Revision:
