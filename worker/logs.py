@@ -24,12 +24,12 @@ _CHATTY = ("celery.worker.strategy", "celery.app.trace")
 class RedactingFormatter(logging.Formatter):
     """Readable lines in UTC, with secrets cut out."""
 
-    converter = time.gmtime
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
     default_msec_format = "%s.%03dZ"
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        super().__init__(_FORMAT, datefmt=None)
-        self.default_time_format = "%Y-%m-%dT%H:%M:%S"
+        super().__init__(_FORMAT)
+        self.converter = time.gmtime
         self._secrets = sorted(
             {s for s in secrets if len(s) >= _SHORTEST_SECRET}, key=len, reverse=True
         )

@@ -1,0 +1,123 @@
+"""`seedance list`: generations, the newest first."""
+
+import click
+from rich.text import Text
+
+from models import reads
+from models.lifecycle import Status
+from models.reads import GenerationView
+from worker.cli import output
+from worker.cli.context import database
+
+_COLUMNS = (
+    "id",
+    "status",
+    "remote_status",
+    "remote_task_id",
+    "tenant",
+    "created_at",
+    "finished_at",
+    "estimated_cost",
+    "credit_cost",
+    "error_code",
+    "attention",
+)
+"""Of the lines in a pipe; new ones are added at the end."""
+
+
+@click.command("list")
+@click.option("-s", "--status", "statuses", multiple=True, type=click.Choice([*Status]))
+@click.option("--tenant", help="Of this tenant only.")
+@click.option("--attention", is_flag=True, help="Only those that need an operator.")
+@click.option(
+    "-n", "--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, metavar="N"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list; fields as in `show`.")
+def list_(
+    *, statuses: tuple[str, ...], tenant: str | None, attention: bool, limit: int, as_json: bool
+) -> None:
+    """List generations, the newest first: a table on a terminal, tab-separated in a pipe.
+
+    \b
+    Examples:
+      seedance list --status running --status uncertain
+      seedance list --attention --json | jq '.[].id'
+    """
+    with database() as engine, engine.connect() as conn:
+        views = reads.newest(
+            conn,
+            statuses=[Status(status) for status in statuses],
+            tenant=tenant,
+            attention=attention,
+            limit=limit,
+        )
+    if as_json:
+        output.print_json([output.generation_json(view) for view in views])
+        return
+    if not views and output.on_terminal():
+        click.echo("no generations" + (" like that" if statuses or tenant or attention else ""))
+        return
+    if output.on_terminal():
+        output.print_rows(
+            ["ID", "STATUS", "REMOTE", "AGE", "TOOK", "CREDITS", "WHAT"],
+            [_short(view) for view in views],
+            right=["AGE", "TOOK", "CREDITS"],
+            shrink="WHAT",
+        )
+    else:
+        output.print_rows(
+            list(_COLUMNS),
+            [_whole(view) for view in views],
+        )
+
+
+def _short(view: GenerationView) -> list[str | Text]:
+    took = output.age(view.created_at, view.finished_at) if view.finished_at else ""
+    cost = view.credit_cost if view.ended else view.estimated_cost
+    return [
+        str(view.id)[:13],
+        output.status_text(view.status),
+        view.remote_status or "",
+        output.age(view.created_at),
+        took,
+        output.credits_text(cost) if view.ended else f"~{output.credits_text(cost)}",
+        _what(view),
+    ]
+
+
+def _what(view: GenerationView) -> Text:
+    """What is to be known of it first: a trouble, or else its prompt."""
+    if view.attention:
+        return Text(f"! {view.attention}", style="yellow")
+    if view.error_code:
+        return Text(f"{view.error_code} {view.error_message or ''}".strip(), style="red")
+    if view.waits_for and not view.ended:
+        return Text(f"waits for {view.waits_for}", style="yellow")
+    return Text(prompt(view.request), style="dim")
+
+
+def prompt(request: dict[str, object]) -> str:
+    """The prompt of a request, in one line."""
+    content = request.get("content")
+    texts = [
+        item["text"]
+        for item in (content if isinstance(content, list) else [])
+        if isinstance(item, dict) and isinstance(item.get("text"), str)
+    ]
+    return " ".join(" ".join(texts).split())
+
+
+def _whole(view: GenerationView) -> list[str]:
+    moments = ["" if at is None else at.isoformat() for at in (view.created_at, view.finished_at)]
+    return [
+        str(view.id),
+        view.status,
+        view.remote_status or "",
+        view.remote_task_id or "",
+        view.tenant,
+        *moments,
+        output.credits_text(view.estimated_cost),
+        "" if view.credit_cost is None else output.credits_text(view.credit_cost),
+        view.error_code or "",
+        view.attention or "",
+    ]

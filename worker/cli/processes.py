@@ -1,0 +1,165 @@
+"""The service's processes: `migrate`, `worker`, `beat`, `simulator`."""
+
+import logging
+import os
+import sys
+import time
+from typing import Any
+
+import click
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+from worker import logs
+from worker import migrate as migrations
+from worker.cli import output
+from worker.cli.context import database, environment
+from worker.cli.errors import BadInput, database_problem
+from worker.settings import load_settings, unknown_variables
+
+log = logging.getLogger("seedance")
+
+_LEVELS = click.Choice(["debug", "info", "warning", "error"], case_sensitive=False)
+_SAY_AGAIN = 15.0
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Change nothing; exit 1 if there is something to do.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: current, head, up_to_date.")
+@click.pass_context
+def migrate(ctx: click.Context, *, check: bool, as_json: bool) -> None:
+    """Bring the database's tables up to date.
+
+    Needs only SEEDANCE_DATABASE_URL. Safe to run twice at once, and while workers run.
+
+    \b
+    Example:
+      SEEDANCE_DATABASE_URL=postgresql://me:secret@db/videos seedance migrate
+    """
+    with database() as engine:
+        before = migrations.revision(engine)
+        after = before if check or before.up_to_date else migrations.upgrade(engine)
+    if as_json:
+        output.print_json(
+            {"current": after.current, "head": after.head, "up_to_date": after.up_to_date}
+        )
+    elif check:
+        state = "up to date" if after.up_to_date else f"to be migrated to {after.head}"
+        click.echo(f"the database is at {after.current or 'nothing'}: {state}")
+    elif before.up_to_date:
+        click.echo(f"the database is at {after.current} already")
+    else:
+        click.echo(f"migrated from {before.current or 'nothing'} to {after.current}")
+    ctx.exit(0 if after.up_to_date else 1)
+
+
+@click.command()
+@click.option("-c", "--concurrency", type=click.IntRange(1, 1000), help="Threads (16).")
+@click.option("-l", "--log-level", type=_LEVELS, default="info", show_default=True)
+@click.option("-n", "--name", help="Name in Flower and `celery inspect` (seedance-PID@HOST).")
+def worker(concurrency: int | None, log_level: str, name: str | None) -> None:
+    """Run a worker until SIGTERM or Ctrl-C: it dispatches, uploads, submits and follows.
+
+    Start as many as you like, on as many machines. A stopped worker finishes what it has at
+    hand; one that is killed loses nothing. `celery -A worker.app worker` does the same.
+
+    \b
+    Example:
+      seedance worker --concurrency 32 --name video-1@%h
+    """
+    _prepare(log_level)
+    # Celery reads its settings when the app is first used: after the environment is complete.
+    from celery.utils.nodenames import host_format
+
+    from worker.app import app
+
+    options = {} if concurrency is None else {"concurrency": concurrency}
+    node = host_format(name or f"seedance-{os.getpid()}@%h")
+    if "@" not in node:
+        node = host_format(f"{node}@%h")
+    running: Any = app.Worker(hostname=node, loglevel=log_level.upper(), quiet=True, **options)
+    log.info("worker %s starts with %s threads", node, running.concurrency)
+    running.start()
+    sys.exit(running.exitcode or 0)
+
+
+@click.command()
+@click.option("-l", "--log-level", type=_LEVELS, default="info", show_default=True)
+def beat(log_level: str) -> None:
+    """Run the clock of upkeep: reconcile, balance, pruning.
+
+    One is enough, several do no harm, and without any nothing but upkeep stops. It keeps no
+    file: each start begins the intervals anew.
+
+    \b
+    Example:
+      SEEDANCE_RECONCILE_EVERY=600 seedance beat
+    """
+    _prepare(log_level)
+    from worker.app import app
+
+    log.info("beat starts")
+    app.Beat(scheduler="celery.beat:Scheduler", loglevel=log_level.upper(), quiet=True).run()
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def simulator(ctx: click.Context, options: tuple[str, ...]) -> None:
+    """Run a stand-in for the provider: the same API, no key needed, nothing paid.
+
+    \b
+    Example:
+      seedance simulator --port 8787 --speed 20
+      export SEEDANCE_API_BASE_URL=http://127.0.0.1:8787 SEEDANCE_API_KEY=sim-key
+    """
+    try:
+        from simulator import cli_main
+    except ImportError as error:
+        raise BadInput(
+            f"the simulator needs {error.name}: pip install 'seedance-worker[simulator]'"
+        ) from None
+    try:
+        ctx.exit(cli_main(options))
+    except SystemExit as ended:  # argparse has said what it had to
+        ctx.exit(ended.code if isinstance(ended.code, int) else 2)
+
+
+def _prepare(log_level: str) -> None:
+    """Complete the environment, refuse wrong settings, wait for the tables."""
+    logs.configure(log_level.upper())
+    os.environ.update(environment())
+    load_settings()
+    for name in unknown_variables():
+        log.warning("%s is no setting of this version: a slip in the name?", name)
+    with database() as engine:
+        _wait_for_tables(engine)
+
+
+def _wait_for_tables(engine: Engine) -> None:
+    said = 0.0
+    while (obstacle := _obstacle(engine)) is not None:
+        if time.monotonic() - said > _SAY_AGAIN or not said:
+            said = time.monotonic()
+            log.warning("waiting: %s", obstacle)
+        time.sleep(1.0)
+
+
+def _obstacle(engine: Engine) -> str | None:
+    try:
+        found = migrations.revision(engine)
+    except DBAPIError as error:
+        return database_problem(error)
+    if found.up_to_date:
+        return None
+    if found.current is not None and not found.known:
+        # Newer workers are being rolled out; old and new code work side by side.
+        log.warning("the database is at %s, newer than this version", found.current)
+        return None
+    return (
+        f"the database is at {found.current or 'nothing'} and has to be at {found.head}:"
+        " run `seedance migrate`"
+    )

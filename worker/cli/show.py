@@ -1,0 +1,216 @@
+"""`seedance show`: everything that is known of one generation."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import Connection, select
+
+from api_client.redaction import redact, redact_all
+from models import reads
+from models.base import table_of
+from models.reads import AttemptView, EventView, GenerationView, StrayView
+from models.tables import Generation, Upload
+from worker.cli import output
+from worker.cli.context import database
+from worker.cli.lookup import find
+from worker.requests import UPLOADABLE
+
+u = table_of(Upload).c
+g = table_of(Generation).c
+
+
+@dataclass(frozen=True)
+class ReferenceView:
+    """A medium of the request, and what was uploaded for it."""
+
+    type: str
+    source: str
+    file_path: str | None
+    sha256: str | None
+    size: int | None
+    valid_until: datetime | None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One generation with all that belongs to it."""
+
+    view: GenerationView
+    references: list[ReferenceView]
+    attempts: list[AttemptView]
+    events: list[EventView]
+    strays: list[StrayView]
+
+
+@click.command()
+@click.argument("name", metavar="ID")
+@click.option("--url", "urls", is_flag=True, help="Print the video's signed address as well.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(*, name: str, urls: bool, as_json: bool) -> None:
+    """Show a generation: its fields, references, attempts, history.
+
+    ID is the generation's id, the first 8 or more characters of it, or the id of its remote
+    task. Signed addresses are keys while they live: they are shown only with --url.
+
+    \b
+    Examples:
+      seedance show 0b0e7f1a-6d5e-4e0f-9d53-0c1b2a3d4e5f
+      seedance show task_abc123 --json | jq .events
+    """
+    with database() as engine, engine.connect() as conn:
+        shown = load(conn, find(conn, name))
+    if as_json:
+        output.print_json(
+            {
+                **output.generation_json(shown.view, urls=urls),
+                "references": shown.references if urls else redact_all(_plain(shown.references)),
+                "attempts": shown.attempts,
+                "events": shown.events,
+                "strays": shown.strays,
+            }
+        )
+        return
+    _print(output.console(), shown, urls=urls)
+
+
+def load(conn: Connection, view: GenerationView) -> Shown:
+    """Read all that belongs to a generation."""
+    return Shown(
+        view,
+        _references(conn, view),
+        reads.attempts(conn, view.id),
+        reads.events(conn, view.id),
+        reads.strays(conn, generation_id=view.id),
+    )
+
+
+def _references(conn: Connection, view: GenerationView) -> list[ReferenceView]:
+    uploaded = conn.execute(select(g.content).where(g.id == view.id)).scalar_one()
+    asked = view.request.get("content") or []
+    sent = uploaded or asked
+    paths = [item.get(item.get("type")) for item in sent if isinstance(item, dict)]
+    found = {
+        row.file_path: row
+        for row in conn.execute(
+            select(u.file_path, u.sha256, u.size, u.valid_until).where(u.file_path.in_(paths))
+        )
+    }
+    references = []
+    for item, path in zip(asked, paths, strict=False):
+        kind = item.get("type")
+        if kind in UPLOADABLE or kind == "audio_url":
+            row = found.get(path)
+            references.append(
+                ReferenceView(
+                    kind,
+                    str(item.get(kind)),
+                    path if uploaded else None,
+                    row.sha256 if row else None,
+                    row.size if row else None,
+                    row.valid_until if row else None,
+                )
+            )
+    return references
+
+
+def _plain(references: list[ReferenceView]) -> list[dict[str, Any]]:
+    return [dict(vars(reference)) for reference in references]
+
+
+def _print(to: Console, shown: Shown, *, urls: bool) -> None:
+    fields = Table(box=None, show_header=False, pad_edge=False)
+    fields.add_column(style="dim", no_wrap=True)
+    fields.add_column(overflow="fold")
+    for label, value in _fields(shown.view, urls=urls):
+        fields.add_row(label, value)
+    to.print(fields)
+    for reference in shown.references:
+        source = reference.source if urls else redact(reference.source)
+        to.print(f"\n[bold]reference[/] {reference.type}", end=" ")
+        to.print(source, markup=False)
+        if reference.file_path:
+            size = f"{reference.size:,} bytes, " if reference.size else ""
+            to.print(f"  uploaded: {size}{reference.file_path}", markup=False)
+    if shown.attempts:
+        to.print("\n[bold]attempts[/]")
+    for attempt in shown.attempts:
+        drawn = "drawn" if attempt.seed_drawn else "fixed by the producer"
+        result = attempt.outcome or "open"
+        if attempt.outcome in (None, "unknown"):
+            result += f", settles at {output.time_text(attempt.settle_at)}"
+        task = f", remote task {attempt.remote_task_id}" if attempt.remote_task_id else ""
+        code = f" ({attempt.code})" if attempt.code else ""
+        line = f"  {attempt.number}  {output.time_text(attempt.started_at)}  {result}{code}{task}"
+        to.print(f"{line}, seed {attempt.seed} {drawn}", markup=False)
+    to.print("\n[bold]history[/]")
+    to.print(timeline(shown.events, shown.view.created_at))
+    if shown.strays:
+        to.print("\n[bold yellow]remote tasks that no generation follows[/]")
+    for stray in shown.strays:
+        cost = output.credits_text(stray.credit_cost)
+        line = f"  {stray.task_id}  {stray.kind}, {stray.status}, {cost} credits"
+        to.print(f"{line}, attempt {stray.attempt}", markup=False)
+
+
+def timeline(events: list[EventView], since: datetime) -> Table:
+    """A history, with the seconds since the generation was accepted."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(justify="right", style="dim", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold", style="dim")
+    for event in events:
+        seconds = (event.at - since).total_seconds()
+        detail = ", ".join(f"{key} {value}" for key, value in (event.detail or {}).items())
+        to_status = output.status_text(event.to_status or "")
+        table.add_row(f"  +{max(0.0, seconds):.1f}s", event.event, to_status, redact(detail))
+    return table
+
+
+def _fields(view: GenerationView, *, urls: bool) -> list[tuple[str, Any]]:
+    request = view.request if urls else redact_all(view.request)
+    parameters = ", ".join(
+        f"{key} {value}"
+        for key, value in request.items()
+        if key != "content" and value not in (None, False)
+    )
+    texts = [item["text"] for item in request.get("content") or [] if "text" in item]
+    charged = output.credits_text(view.credit_cost)
+    video = view.video_url if urls else "there is one: add --url for its signed address"
+    rows: list[tuple[str, Any]] = [
+        ("generation", str(view.id)),
+        ("status", output.status_text(view.status)),
+        ("attention", view.attention),
+        ("waits for", None if view.ended else view.waits_for),
+        ("blocked by", view.blocked_by),
+        ("error", " ".join(filter(None, (view.error_code, view.error_message)))),
+        ("remote task", view.remote_task_id),
+        ("remote status", view.remote_status),
+        ("prompt", " ".join(texts)),
+        ("request", parameters),
+        ("tenant", view.tenant),
+        ("priority", view.priority or None),
+        ("idempotency key", view.idempotency_key),
+        ("metadata", view.metadata),
+        ("credits", f"{charged} charged, {output.credits_text(view.estimated_cost)} estimated"),
+        ("cancel asked", view.cancel_requested_at),
+        ("accepted", view.created_at),
+        ("submitted", view.submitted_at),
+        ("last seen", view.observed_at),
+        ("ended", view.finished_at),
+        ("deadline", view.deadline_at),
+        ("next due", view.due_at),
+        ("video", video if view.video_url else None),
+        ("last frame", view.last_frame_url if urls else None),
+    ]
+    return [(label, _cell(value)) for label, value in rows if value not in (None, "")]
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return output.time_text(value)
+    return value if hasattr(value, "plain") else str(value)
