@@ -188,7 +188,7 @@ class Summary:
 
 def summary(conn: Connection) -> Summary:
     """The state of everything, in numbers."""
-    counts = conn.execute(select(g.status, func.count()).group_by(g.status)).tuples()
+    counts = conn.execute(select(g.status, func.count()).group_by(g.status))
     by_status = {Status(status): count for status, count in counts}
     live, attention, blocked, overdue = conn.execute(
         select(
@@ -205,7 +205,7 @@ def summary(conn: Connection) -> Summary:
             Gate.closed_at.is_not(None),
             (Gate.opens_at.is_(None)) | (Gate.opens_at > func.now()),
         )
-    ).tuples()
+    )
     return Summary(
         by_status,
         live,

@@ -96,4 +96,4 @@ def strays(rt: Runtime) -> dict[str, int]:
     """How many remote tasks of each kind no generation follows."""
     with rt.engine.connect() as conn:
         rows = conn.execute(select(StrayTask.kind, func.count()).group_by(StrayTask.kind))
-        return dict(rows.tuples().all())
+        return {kind: count for kind, count in rows}  # noqa: C416  (mypy: a Row is no pair)

@@ -1,0 +1,255 @@
+"""Every row of api.md's submit column: what an answer makes of the row, and that it is one POST."""
+
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+import pytest
+
+from models.lifecycle import Status
+from tests.integration.conftest import text_request
+from tests.integration.invariants import in_background, laboratory
+from worker.stages import submit
+from worker.stages.resolve import Outcome
+
+A, F, R, U = Status.ACCEPTED, Status.FAILED, Status.RUNNING, Status.UNCERTAIN
+
+
+@pytest.fixture
+def lab(make_runtime, sim, caplog):
+    with laboratory(make_runtime, sim, caplog) as lab:
+        yield lab
+
+
+class Row(NamedTuple):
+    """A fault of the submit, and what must stand in the database after it."""
+
+    kind: str
+    params: dict[str, Any]
+    status: Status
+    outcome: str
+    gate: str | None = None
+    tasks: int = 0
+    code: str | None = None
+
+
+def error(code: str, status: Status, outcome: str, gate: str | None = None) -> Row:
+    return Row("error", {"code": code}, status, outcome, gate, 0, code)
+
+
+ENVELOPE = [
+    error("INVALID_API_KEY", A, "refused", "api_key"),
+    error("INSUFFICIENT_CREDIT", A, "refused", "credit"),
+    error("INVALID_PARAMETER", F, "refused"),
+    error("MISSING_PARAMETER", F, "refused"),
+    error("CONTENT_MODERATION_FAILED", F, "refused"),
+    error("COPYRIGHT_VIOLATION", F, "refused"),
+    error("PRIVACY_VIOLATION", F, "refused"),
+    error("CONCURRENCY_LIMIT_REACHED", U, "unknown"),
+    error("RATE_LIMIT_EXCEEDED", A, "refused", "backoff"),
+    error("SERVICE_BUSY", A, "refused", "backoff"),
+    error("CREDIT_DEDUCT_FAILED", U, "unknown"),
+    error("TASK_SUBMIT_FAILED", U, "unknown"),
+    error("VIDEO_DOWNLOAD_FAILED", U, "unknown"),
+    error("INTERNAL_ERROR", U, "unknown"),
+]
+"""Answers with the provider's own envelope: they mean the same under any HTTP status."""
+
+OTHER = [
+    Row("concurrency", {"mode": "created_with_id"}, R, "submitted", tasks=1),
+    Row("concurrency", {"mode": "created"}, U, "unknown", tasks=1),
+    Row("error_after", {"code": "CREDIT_DEDUCT_FAILED"}, U, "unknown", tasks=1),
+    Row("error_after", {"code": "TASK_SUBMIT_FAILED"}, U, "unknown", tasks=1),
+    Row("error_after", {"code": "INTERNAL_ERROR"}, U, "unknown", tasks=1),
+    Row("error", {"code": "NEVER_HEARD_OF", "status": 200}, U, "unknown"),
+    Row("error", {"code": "NEVER_HEARD_OF", "status": 500}, U, "unknown"),
+    Row("error", {"code": "NEVER_HEARD_OF", "status": 418}, F, "refused"),
+    Row("bare", {"status": 408}, U, "unknown"),
+    Row("bare", {"status": 429}, U, "unknown"),
+    Row("bare", {"status": 500}, U, "unknown"),
+    Row("bare", {"status": 502}, U, "unknown"),
+    Row("bare_after", {"status": 408}, U, "unknown", tasks=1),
+    Row("bare_after", {"status": 429}, U, "unknown", tasks=1),
+    Row("bare_after", {"status": 503, "retry_after": 1}, U, "unknown", tasks=1),
+    Row("bare_after", {"status": 504}, U, "unknown", tasks=1),
+    Row("redirect", {"status": 307}, F, "refused"),
+    Row("null_result", {}, U, "unknown", tasks=1),
+    Row("no_task_id", {}, U, "unknown", tasks=1),
+    Row("garbage", {}, U, "unknown", tasks=1),
+    Row("cut_json", {}, U, "unknown", tasks=1),
+    Row("cut_json", {"connection": True}, U, "unknown", tasks=1),
+    Row("int_code", {}, R, "submitted", tasks=1),
+    Row("unknown_status", {}, R, "submitted", tasks=1),
+    Row("unknown_fields", {}, R, "submitted", tasks=1),
+    Row("lost", {}, U, "unknown", tasks=1),
+    Row("drop_before", {}, U, "unknown"),
+]
+
+
+def name(row: Row) -> str:
+    return "-".join([row.kind, *map(str, row.params.values())])
+
+
+@pytest.mark.parametrize("style", ["mapped", "ok200"])
+@pytest.mark.parametrize("row", ENVELOPE, ids=name)
+def test_an_error_of_the_provider(lab, row, style):
+    params = {"status": 200} if style == "ok200" else {}
+    follow(lab, row._replace(params={**row.params, **params}))
+
+
+@pytest.mark.parametrize("row", OTHER, ids=name)
+def test_any_other_answer(lab, row):
+    follow(lab, row)
+
+
+def follow(lab, row):
+    """One submit with the fault; then, unless it was refused for good, on to its only task."""
+    lab.sim.fault("submit", row.kind, times=1, **row.params)
+
+    generation_id = lab.send()
+
+    view = lab.get(generation_id)
+    assert view.status is row.status
+    assert lab.posts == 1
+    assert len(lab.sim.tasks()) == row.tasks
+    [attempt] = lab.attempts(generation_id)
+    assert attempt.outcome == row.outcome
+    assert lab.gates() == ({row.gate} if row.gate else set())
+    if row.gate is not None:
+        assert view.waits_for == f"gate {row.gate}"
+    if row.code is not None:
+        assert attempt.code == row.code
+    if view.status is F:
+        assert view.error_code == (row.code or row.params.get("code") or "HTTP_307")
+        assert view.credit_cost in (None, 0)
+        return
+    if view.status is U:
+        expected = Outcome.ADOPTED if row.tasks else Outcome.ABSENT
+        assert lab.resolve(generation_id) is expected
+    if lab.get(generation_id).status is A:
+        lab.open_gates()
+        assert lab.send_again(generation_id).status is R
+        assert lab.posts == 2
+    lab.complete(generation_id)
+    assert len(lab.sim.tasks()) == 1
+
+
+def test_an_answer_that_takes_too_long(lab):
+    lab.rt = lab.make_runtime(http_timeout=0.3)
+    lab.sim.fault("submit", "delay_after", seconds=1, times=1)
+
+    generation_id = lab.send()
+
+    assert lab.get(generation_id).status is U
+    assert lab.posts == 1
+    assert lab.resolve(generation_id) is Outcome.ADOPTED
+    lab.complete(generation_id)
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:9", "http://no-such-host.invalid", "https://127.0.0.1:9"]
+)
+def test_what_was_never_sent_is_sent_again(lab, address):
+    good = lab.rt
+    lab.rt = lab.make_runtime(api_base_url=address)
+
+    generation_id = lab.send()
+
+    view = lab.get(generation_id)
+    assert view.status is A
+    assert lab.outcomes(generation_id) == ["not_sent"]
+    assert lab.gates() == {"backoff"}
+    assert lab.posts == 0
+    lab.rt = good
+    lab.open_gates()
+    assert lab.send_again(generation_id).status is R
+    lab.complete(generation_id)
+
+
+def test_a_server_that_speaks_no_tls_was_never_sent_anything(lab):
+    lab.rt = lab.make_runtime(api_base_url=lab.sim.url.replace("http://", "https://"))
+
+    generation_id = lab.send()
+
+    assert lab.get(generation_id).status is A
+    assert lab.outcomes(generation_id) == ["not_sent"]
+    assert lab.posts == 0
+
+
+@pytest.mark.parametrize("kind", ["rate_limited", "service_busy"])
+def test_a_refusal_holds_everybody_for_as_long_as_it_says(lab, kind):
+    lab.sim.fault("submit", kind, times=1, retry_after=77)
+
+    generation_id = lab.send()
+    other = lab.send("a dog")
+
+    seconds = lab.value("SELECT extract(epoch FROM opens_at - now()) FROM gates")
+    assert 60 < seconds <= 77
+    assert lab.get(generation_id).waits_for == "gate backoff"
+    assert lab.get(other).waits_for == "gate backoff"
+    assert lab.history(other) == ["accept", "admit", "put_back"]
+    assert lab.posts == 1
+
+
+def test_a_402_keeps_the_estimate_that_was_refused(lab):
+    lab.sim.fault("submit", "error", code="INSUFFICIENT_CREDIT", times=1)
+
+    generation_id = lab.send(resolution="1080p", duration=10)
+
+    assert lab.value("SELECT refused_estimate FROM gates") == Decimal(45)
+    assert lab.get(generation_id).estimated_cost == Decimal(45)
+
+
+def test_a_limit_is_learned_and_never_falls_below_one(lab):
+    lab.sim.configure(max_concurrent=1, concurrency_mode="refused")
+    first = lab.send("first")
+    assert lab.get(first).status is R
+    lab.sim.fault("submit", "concurrency", mode="refused", times=1)
+
+    second = lab.send("second")
+
+    assert lab.get(second).status is U
+    assert lab.value("SELECT value FROM learned_limits") == 1
+    assert lab.resolve(second) is Outcome.ABSENT
+    lab.complete(first)
+    assert lab.send_again(second).status is R
+    lab.complete(second)
+
+
+def test_the_refused_prompt_of_the_document_is_final(lab):
+    generation_id = lab.send("a cat [sim: refuse=CONTENT_MODERATION_FAILED]")
+
+    view = lab.get(generation_id)
+    assert view.status is F
+    assert view.error_code == "CONTENT_MODERATION_FAILED"
+    assert view.error_message
+    assert lab.once() == 0
+    assert lab.posts == 1
+
+
+def test_endless_submit_failures_are_bounded(lab):
+    lab.rt = lab.make_runtime(max_attempts=3)
+    lab.sim.fault("submit", "error", code="TASK_SUBMIT_FAILED")
+
+    generation_id = lab.send()
+    for _ in range(2):
+        assert lab.resolve(generation_id) is Outcome.ABSENT
+        lab.send_again(generation_id)
+    assert lab.resolve(generation_id) is Outcome.ABSENT
+
+    view = lab.get(generation_id)
+    assert view.status is F
+    assert view.error_code == "SUBMIT_ATTEMPTS_EXHAUSTED"
+    assert lab.posts == 3
+    assert len({attempt.seed for attempt in lab.attempts(generation_id)}) == 3
+
+
+def test_the_answer_that_comes_late_but_in_time_counts(lab):
+    claim = lab.start(text_request("[sim: submit=delay_after:0.4]"))
+    with in_background(lambda: submit.run(lab.rt, claim.id, claim.lease)):
+        lab.sim.wait(tasks=1)
+        # Nothing may be done about it meanwhile: it is not settled.
+        assert lab.get(claim.id).status is Status.SUBMITTING
+        assert lab.due() == []
+        assert lab.reconcile().adopted == ()
+    assert lab.get(claim.id).status is R
+    assert lab.outcomes(claim.id) == ["submitted"]
