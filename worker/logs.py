@@ -18,7 +18,7 @@ _SECRETS = ("SEEDANCE_API_KEY", "FLOWER_BASIC_AUTH")
 _SHORTEST_SECRET = 6
 
 # A line for every message that comes and every task that ends says nothing that the rows don't.
-_CHATTY = ("celery.worker.strategy", "celery.app.trace")
+_CHATTY = ("celery.worker.strategy", "celery.app.trace", "alembic.runtime.migration")
 
 
 class RedactingFormatter(logging.Formatter):

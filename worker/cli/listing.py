@@ -58,12 +58,8 @@ def list_(
         click.echo("no generations" + (" like that" if statuses or tenant or attention else ""))
         return
     if output.on_terminal():
-        output.print_rows(
-            ["ID", "STATUS", "REMOTE", "AGE", "TOOK", "CREDITS", "WHAT"],
-            [_short(view) for view in views],
-            right=["AGE", "TOOK", "CREDITS"],
-            shrink="WHAT",
-        )
+        headings, right, shrink = table_headings()
+        output.print_rows(headings, [row_of(view) for view in views], right=right, shrink=shrink)
     else:
         output.print_rows(
             list(_COLUMNS),
@@ -71,7 +67,17 @@ def list_(
         )
 
 
-def _short(view: GenerationView) -> list[str | Text]:
+def table_headings() -> tuple[list[str], list[str], str]:
+    """Of `row_of`: all, those of numbers, and the one that gives way."""
+    return (
+        ["ID", "STATUS", "REMOTE", "AGE", "TOOK", "CREDITS", "WHAT"],
+        ["AGE", "TOOK", "CREDITS"],
+        "WHAT",
+    )
+
+
+def row_of(view: GenerationView) -> list[str | Text]:
+    """A generation as a row on a screen."""
     took = output.age(view.created_at, view.finished_at) if view.finished_at else ""
     cost = view.credit_cost if view.ended else view.estimated_cost
     return [

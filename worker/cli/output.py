@@ -29,6 +29,8 @@ STYLES = {
 }
 """Colours of statuses."""
 
+_PIPE_WIDTH = 240
+
 _SECRET = ("video_url", "last_frame_url")
 
 
@@ -39,7 +41,8 @@ def on_terminal() -> bool:
 
 def console(*, stderr: bool = False) -> Console:
     """A console on the standard output of this moment."""
-    return Console(stderr=stderr, highlight=False, soft_wrap=not on_terminal())
+    there = sys.stderr.isatty() if stderr else on_terminal()
+    return Console(stderr=stderr, highlight=False, width=None if there else _PIPE_WIDTH)
 
 
 def credits_text(amount: Decimal | None) -> str:

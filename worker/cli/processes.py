@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from typing import Any
 
 import click
@@ -69,6 +70,7 @@ def worker(concurrency: int | None, log_level: str, name: str | None) -> None:
     """
     _prepare(log_level)
     # Celery reads its settings when the app is first used: after the environment is complete.
+    from celery.exceptions import SecurityWarning
     from celery.utils.nodenames import host_format
 
     from worker.app import app
@@ -77,7 +79,17 @@ def worker(concurrency: int | None, log_level: str, name: str | None) -> None:
     node = host_format(name or f"seedance-{os.getpid()}@%h")
     if "@" not in node:
         node = host_format(f"{node}@%h")
-    running: Any = app.Worker(hostname=node, loglevel=log_level.upper(), quiet=True, **options)
+    # Celery warns root of pickled messages; here only JSON is taken.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
+    running: Any = app.Worker(
+        hostname=node,
+        loglevel=log_level.upper(),
+        quiet=True,
+        # Workers need to know nothing of each other: what they share is in the database.
+        without_gossip=True,
+        without_mingle=True,
+        **options,
+    )
     log.info("worker %s starts with %s threads", node, running.concurrency)
     running.start()
     sys.exit(running.exitcode or 0)

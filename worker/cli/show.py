@@ -7,6 +7,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from sqlalchemy import Connection, select
 
 from api_client.redaction import redact, redact_all
@@ -167,7 +168,7 @@ def timeline(events: list[EventView], since: datetime) -> Table:
         seconds = (event.at - since).total_seconds()
         detail = ", ".join(f"{key} {value}" for key, value in (event.detail or {}).items())
         to_status = output.status_text(event.to_status or "")
-        table.add_row(f"  +{max(0.0, seconds):.1f}s", event.event, to_status, redact(detail))
+        table.add_row(f"  +{max(0.0, seconds):.1f}s", event.event, to_status, Text(redact(detail)))
     return table
 
 
@@ -213,4 +214,5 @@ def _fields(view: GenerationView, *, urls: bool) -> list[tuple[str, Any]]:
 def _cell(value: Any) -> Any:
     if isinstance(value, datetime):
         return output.time_text(value)
-    return value if hasattr(value, "plain") else str(value)
+    # Text, not markup: a prompt may have brackets.
+    return value if isinstance(value, Text) else Text(str(value))

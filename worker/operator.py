@@ -1,0 +1,225 @@
+"""An operator's decisions on generations that the service can't decide itself.
+
+protocol.md, "Operator": a decision names the attempt that it is about; one on an older attempt is
+refused, and so is sending again before the attempt has settled. Who decided is in the history.
+"""
+
+import getpass
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Engine, func, or_, select, text
+
+from api_client import Task
+from models import reads, schedule, transitions, watch
+from models.base import table_of
+from models.lifecycle import UNSENT, Note, Status
+from models.reads import GenerationView
+from models.tables import OPEN_ATTEMPT_SQL, Generation, StrayTask, SubmitAttempt
+from worker.runtime import Runtime
+from worker.stages.common import observation
+
+g = table_of(Generation).c
+a = table_of(SubmitAttempt).c
+s = table_of(StrayTask).c
+
+ADOPTING = UNSENT | {Status.UNCERTAIN}
+"""Who may adopt. While it is `submitting`, the answer may still come by itself."""
+
+NOT_OURS = "NOT_OURS"
+"""Code of an attempt that an operator closed, because the tasks that look like it are another's."""
+
+_NOT_A_SEED = (None, -1)
+
+
+class DecisionRefused(Exception):
+    """The decision can't be carried out; nothing was changed. The message says why."""
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """What a decision stands on: the row, locked, and its open attempts by seed."""
+
+    status: Status
+    attempt: int
+    open_seeds: Mapping[int, int]
+    settles_at: datetime | None
+    settled: bool
+
+
+def actor() -> str:
+    """Who decides: the user of the operating system."""
+    try:
+        return f"operator {getpass.getuser()}"
+    except (KeyError, OSError):
+        return "operator (unknown user)"
+
+
+def latest_attempt(engine: Engine, generation_id: uuid.UUID) -> int:
+    """The attempt that a decision is about when none is named."""
+    with engine.connect() as conn:
+        number: int | None = conn.execute(
+            select(g.attempt).where(g.id == generation_id)
+        ).scalar_one_or_none()
+    if number is None:
+        raise DecisionRefused(f"there is no generation {generation_id}")
+    if number == 0:
+        raise DecisionRefused(
+            f"generation {generation_id} was never submitted: there is nothing to decide"
+        )
+    return number
+
+
+def adopt(
+    rt: Runtime, generation_id: uuid.UUID, task_id: str, *, attempt: int, by: str
+) -> GenerationView:
+    """This remote task is the generation's: follow it.
+
+    Raises DecisionRefused, and ApiError if the provider does not show the task.
+    """
+    # No transaction is open across the call.
+    task = rt.client.get(task_id)
+    with rt.engine.begin() as conn:
+        ground = _ground(conn, generation_id, attempt)
+        if ground.status not in ADOPTING:
+            raise DecisionRefused(_wrong_status(generation_id, ground, "adopt a task"))
+        _check_free(conn, generation_id, task_id)
+        of_attempt = _attempt_of(ground, task)
+        adopted = watch.adopt_marked(
+            conn, generation_id, of_attempt, observation(task), by=by, into=ADOPTING
+        )
+        if not adopted:
+            raise DecisionRefused(f"generation {generation_id} moved on meanwhile: look again")
+        schedule.wake(conn)
+        return _view(conn, generation_id)
+
+
+def resubmit(engine: Engine, generation_id: uuid.UUID, *, attempt: int, by: str) -> GenerationView:
+    """No remote task of it exists: send it again (or end it, if its cancel was asked for).
+
+    Remote tasks that look like its own are declared not to be, and no longer hold it up. Raises
+    DecisionRefused.
+    """
+    with engine.begin() as conn:
+        ground = _ground(conn, generation_id, attempt)
+        if ground.status not in ADOPTING:
+            raise DecisionRefused(_wrong_status(generation_id, ground, "be sent again"))
+        if not ground.settled:
+            raise DecisionRefused(
+                f"attempt {attempt} settles at {ground.settles_at:%H:%M:%S}Z: until then the"
+                " provider may still make a task of it, and sending again could pay twice"
+            )
+        disowned = _look_alikes(conn, generation_id, ground)
+        told: dict[str, Any] = {"by": by, **({"not_ours": disowned} if disowned else {})}
+        if ground.status is Status.UNCERTAIN:
+            # The bound on attempts is there for what nobody looks at.
+            transitions.absent(conn, generation_id, attempt, max_attempts=attempt + 1, detail=told)
+        elif disowned:
+            transitions.calm(conn, generation_id)
+            transitions.note(conn, generation_id, Note.ATTENTION, attempt=attempt, detail=told)
+        else:
+            raise DecisionRefused(
+                f"generation {generation_id} is {ground.status}: it is sent without a decision"
+            )
+        if disowned:
+            for number in ground.open_seeds.values():
+                transitions.close_attempt(
+                    conn, generation_id, number, outcome="refused", code=NOT_OURS
+                )
+        schedule.wake(conn)
+        return _view(conn, generation_id)
+
+
+def fail(engine: Engine, generation_id: uuid.UUID, *, attempt: int, by: str) -> GenerationView:
+    """End it as failed. Should a remote task appear all the same, it is flagged. Raises
+    DecisionRefused.
+    """
+    with engine.begin() as conn:
+        ground = _ground(conn, generation_id, attempt)
+        # The attempt stays open, so that a task that appears all the same is recognised.
+        if transitions.give_up(conn, generation_id, attempt, actor=by) is None:
+            raise DecisionRefused(_wrong_status(generation_id, ground, "be given up"))
+        return _view(conn, generation_id)
+
+
+def _ground(conn: Connection, generation_id: uuid.UUID, attempt: int) -> _Ground:
+    row = conn.execute(
+        select(g.status, g.attempt).where(g.id == generation_id).with_for_update()
+    ).one_or_none()
+    if row is None:
+        raise DecisionRefused(f"there is no generation {generation_id}")
+    if row.attempt != attempt:
+        raise DecisionRefused(
+            f"the decision is about attempt {attempt}, and generation {generation_id} is at"
+            f" attempt {row.attempt}: look again (seedance show), then decide on that"
+        )
+    attempts = conn.execute(
+        select(a.number, a.seed, a.settle_at, (a.settle_at <= func.now()).label("settled"))
+        .where(a.generation_id == generation_id, text(OPEN_ATTEMPT_SQL))
+        .order_by(a.number)
+    ).all()
+    return _Ground(
+        Status(row.status),
+        row.attempt,
+        {one.seed: one.number for one in attempts},
+        max((one.settle_at for one in attempts), default=None),
+        all(one.settled for one in attempts),
+    )
+
+
+def _wrong_status(generation_id: uuid.UUID, ground: _Ground, what: str) -> str:
+    hint = {
+        Status.SUBMITTING: "its answer may still come, or its lease will end",
+        Status.RUNNING: "it follows a remote task; `seedance cancel` ends that",
+    }.get(ground.status, "it has ended")
+    return f"generation {generation_id} is {ground.status} and can't {what}: {hint}"
+
+
+def _check_free(conn: Connection, generation_id: uuid.UUID, task_id: str) -> None:
+    """Refuse a remote task that belongs to another generation."""
+    owner = conn.execute(select(g.id).where(g.remote_task_id == task_id)).scalar_one_or_none()
+    if owner is not None:
+        raise DecisionRefused(f"remote task {task_id} is followed by generation {owner}")
+    second_of = conn.execute(
+        select(s.generation_id).where(s.task_id == task_id, s.kind == "second")
+    ).scalar_one_or_none()
+    if second_of not in (None, generation_id):
+        raise DecisionRefused(f"remote task {task_id} is a second task of generation {second_of}")
+
+
+def _attempt_of(ground: _Ground, task: Task) -> int:
+    """The attempt whose task it is. A task that shows another seed is certainly not ours."""
+    if not ground.open_seeds:
+        raise DecisionRefused("no attempt of it is open: every POST has a definite answer")
+    if task.seed in _NOT_A_SEED:
+        return max(ground.open_seeds.values())
+    found = ground.open_seeds.get(int(task.seed or 0))
+    if found is None:
+        seeds = ", ".join(str(seed) for seed in ground.open_seeds)
+        raise DecisionRefused(
+            f"remote task {task.task_id} shows the seed {task.seed}, and it was sent with {seeds}:"
+            " that task is another's"
+        )
+    return found
+
+
+def _look_alikes(conn: Connection, generation_id: uuid.UUID, ground: _Ground) -> list[str]:
+    """Remote tasks that nobody follows and that would keep it from being sent again."""
+    found = conn.execute(
+        select(s.task_id)
+        .where(
+            s.kind != "second",
+            or_(s.seed.in_(list(ground.open_seeds)), s.generation_id == generation_id),
+        )
+        .order_by(s.task_id)
+    )
+    return list(found.scalars())
+
+
+def _view(conn: Connection, generation_id: uuid.UUID) -> GenerationView:
+    view = reads.get(conn, generation_id)
+    assert view is not None, "its row is locked"
+    return view
