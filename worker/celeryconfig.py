@@ -22,6 +22,10 @@ def _seconds(name: str) -> float:
 
 broker_url = os.environ.get("SEEDANCE_BROKER_URL") or Settings.model_fields["broker_url"].default
 
+if broker_url.startswith(("redis://", "rediss://")):
+    # An entry that is no message must not end the worker.
+    broker_transport = "worker.transport:Transport"
+
 # --- messages ---------------------------------------------------------------------------------
 # JSON only: a pickle is a program, and the broker may be written to by others.
 task_serializer = "json"
@@ -70,8 +74,8 @@ broker_transport_options = {
     "socket_keepalive": True,
     "health_check_interval": 25,
     "retry_on_timeout": False,
-    # How soon messages of a dead worker come back; redelivery is harmless here.
-    "visibility_timeout": 60,
+    # How soon messages of a dead worker come back, as for rows; redelivery is harmless here.
+    "visibility_timeout": _seconds("lease"),
     # A killed worker may hold the lock of the sweep for as long as this.
     "unacked_mutex_expire": 10,
     "unacked_restore_limit": 1000,

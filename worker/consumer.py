@@ -11,17 +11,23 @@ from typing import Any
 
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.exceptions import KombuError
-from sqlalchemy.exc import SQLAlchemyError
 
-from worker.runtime import runtime
-from worker.settings import SettingsError
-from worker.stages import accept
+from worker import rejects
 
 log = logging.getLogger(__name__)
 
 
 class Consumer(CeleryConsumer):
     """Celery's consumer, with unreadable messages set aside."""
+
+    class Blueprint(CeleryConsumer.Blueprint):  # type: ignore[valid-type,misc]  # its stubs
+        """Celery's steps without gossip and mingle: chatter between workers that nobody uses."""
+
+        default_steps = [  # noqa: RUF012  (Celery's way to say it)
+            step
+            for step in CeleryConsumer.Blueprint.default_steps
+            if not step.endswith((":Gossip", ":Mingle"))
+        ]
 
     connection_errors: tuple[type[BaseException], ...]
     channel_errors: tuple[type[BaseException], ...]
@@ -57,18 +63,7 @@ class Consumer(CeleryConsumer):
         self._set_aside(message, f"its body can't be decoded: {type(exc).__name__}")
 
     def _set_aside(self, message: Any, reason: str) -> None:
-        body = message.body
-        raw = body if isinstance(body, bytes) else str(body).encode(errors="replace")
-        try:
-            accept.set_aside(runtime(), reason[:300], raw, getattr(message, "headers", None))
-        except (SQLAlchemyError, SettingsError, OSError) as error:
-            # It can't be kept now; taken off all the same, or it would come back for ever.
-            log.error(  # noqa: TRY400  (the reason counts, not where we stand)
-                "a message of %d bytes is lost: %s; it could not be kept: %s",
-                len(raw),
-                reason[:300],
-                type(error).__name__,
-            )
+        rejects.keep(reason[:300], message.body, getattr(message, "headers", None))
         try:
             message.ack_log_error(log, self.connection_errors)
         except KombuError:

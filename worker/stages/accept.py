@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import insert
-
 from api_client import InvalidRequest
 from models import intake
 from models.intake import IdempotencyConflict, RefusedRequest
-from models.tables import RejectedMessage
+from worker import rejects
 from worker.crash_points import reached
 from worker.requests import new_generation
 from worker.runtime import Runtime
@@ -20,7 +18,6 @@ from worker.runtime import Runtime
 log = logging.getLogger(__name__)
 
 OPTIONS = frozenset({"idempotency_key", "priority", "tenant", "metadata", "notify", "deadline"})
-_KEEP_BYTES = 1024 * 1024
 
 
 def run(rt: Runtime, message_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -32,11 +29,13 @@ def run(rt: Runtime, message_id: str, args: Sequence[Any], kwargs: Mapping[str, 
     try:
         generation_id = uuid.UUID(message_id)
     except (ValueError, TypeError, AttributeError):
-        set_aside(rt, f"its task id {str(message_id)[:80]!r} is not a UUID", kwargs)
+        rejects.store(rt, f"its task id {str(message_id)[:80]!r} is not a UUID", kwargs)
         return
     request = kwargs.get("request")
     if not isinstance(request, Mapping):
-        set_aside(rt, f"message {generation_id} has no keyword `request` with an object", kwargs)
+        rejects.store(
+            rt, f"message {generation_id} has no keyword `request` with an object", kwargs
+        )
         return
     options = {name: value for name, value in kwargs.items() if name != "request"}
     reached("accept.before_commit")
@@ -93,22 +92,7 @@ def _refuse(
 def _storable(request: Mapping[str, Any]) -> dict[str, Any]:
     """The request as it came, if the database can keep it; NUL is what it can't."""
     text = json.dumps(request, default=str)
-    if "\\u0000" in text or "\\ud" in text.lower() or len(text) > _KEEP_BYTES:
+    if "\\u0000" in text or "\\ud" in text.lower() or len(text) > rejects.MOST_BYTES:
         return {"unstorable": text[:1000].encode("ascii", "replace").decode().replace("\\", "/")}
     kept: dict[str, Any] = json.loads(text)
     return kept
-
-
-def set_aside(
-    rt: Runtime, reason: str, body: Any, headers: Mapping[str, Any] | None = None
-) -> None:
-    """Keep a message that is no request, and say so once. Its body is not logged."""
-    log.error("a message was set aside: %s (see rejected_messages)", reason)
-    raw = body if isinstance(body, bytes) else json.dumps(body, default=str).encode()
-    kept = None if headers is None else _storable({k: str(v)[:500] for k, v in headers.items()})
-    with rt.engine.begin() as conn:
-        conn.execute(
-            insert(RejectedMessage).values(
-                reason=reason[:1000].replace("\x00", ""), headers=kept, body=raw[:_KEEP_BYTES]
-            )
-        )
