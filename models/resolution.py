@@ -210,8 +210,15 @@ def _adopt(matches: list[tuple[Observation, int]], *, by_mark: bool) -> Adopt:
 
 
 def agree(first: Verdict, second: Verdict) -> Verdict:
-    """What two complete readings say together; where they differ, nothing is decided."""
+    """What two complete readings say together; where they differ, nothing is decided.
+
+    A drawn seed proves itself, in whichever reading it shows.
+    """
     match first, second:
+        case _, Adopt(by_mark=True):
+            return second
+        case Adopt(by_mark=True), _:
+            return first
         case Absent(), Absent():
             return second
         case Adopt(), Adopt() if first.task.task_id == second.task.task_id:
@@ -243,13 +250,17 @@ class Reading:
 
     FULL: `total` was the same on every page, and that many distinct tasks were seen.
     STOP: creation times did not increase so far, a whole page was older than the window in
-    both stamps, and every task known to be in the window was seen, at least one.
+    both stamps, and every task known to be in the window was seen, at least one. Nothing may
+    have left the list or moved up in it meanwhile, which would pull an unread task past the
+    reader: `total` never fell, and no more was seen again than `total` grew by.
     """
 
     tasks: dict[str, Observation] = field(default_factory=dict)
     pages: int = 0
     ended: bool = False
     _total: int | None = None
+    _first_total: int = 0
+    _repeated: int = 0
     _steady: bool = True
     _ordered: bool = True
     _oldest: datetime | None = None
@@ -260,6 +271,7 @@ class Reading:
         self.pages += 1
         if page.total is None or page.unreadable or self._total not in (None, page.total):
             self._steady = False
+        self._account(page)
         self._total = page.total
         for task in page.tasks:
             if task.created_at is None or (self._oldest and task.created_at > self._oldest):
@@ -271,6 +283,17 @@ class Reading:
             self._ordered = False
         self._last = page
         self.ended = len(page.tasks) + page.unreadable < page.size
+
+    def _account(self, page: Page) -> None:
+        """In a list that only grows at its head, each new task shows one seen task again."""
+        if page.total is None:
+            self._ordered = False
+            return
+        if self._total is None:
+            self._first_total = self._total = page.total
+        self._repeated += sum(task.task_id in self.tasks for task in page.tasks)
+        if page.total < self._total or self._repeated > page.total - self._first_total:
+            self._ordered = False
 
     @property
     def full(self) -> bool:
