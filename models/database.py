@@ -34,6 +34,7 @@ def make_engine(url: str, *, pool_size: int = 5, application: str = "seedance") 
         max_overflow=pool_size,
         pool_timeout=10,
         pool_pre_ping=True,
+        hide_parameters=True,  # they hold signed URLs and prompts, and errors are logged
         connect_args={
             "application_name": application,
             "connect_timeout": 5,

@@ -142,7 +142,8 @@ def hold(rt: Runtime, error: ApiError, *, estimate: Decimal | None = None) -> st
                 )
             case _:
                 name = GateName.BACKOFF
-                seconds = error.retry_after or backoff(1, base=BACKOFF_BASE, cap=60.0)
+                failures = gates.failures(conn, name)
+                seconds = error.retry_after or backoff(failures, base=BACKOFF_BASE, cap=60.0)
                 newly = gates.close(
                     conn, name, f"{error.code or error.http_status}", opens_in=min(seconds, 600.0)
                 )

@@ -5,7 +5,7 @@ import uuid
 
 from sqlalchemy import Connection
 
-from api_client import ApiError, Disposition, TaskNotFound
+from api_client import ApiError, Disposition, RateLimited, TaskNotFound
 from models import schedule, transitions
 from models.lifecycle import Status
 from worker.crash_points import reached
@@ -83,7 +83,7 @@ def _failed(rt: Runtime, row: common.Row, error: ApiError) -> None:
     if isinstance(error, TaskNotFound):
         if row.submitted_ago > NOT_FOUND_GRACE:
             attention = f"the provider does not know its remote task {row.remote_task_id}"
-    elif error.disposition is Disposition.HOLD:
+    elif error.disposition is Disposition.HOLD or isinstance(error, RateLimited):
         common.hold(rt, error)
     elif error.disposition is Disposition.PERMANENT:
         attention = f"its remote task can't be read: {error}"
