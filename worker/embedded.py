@@ -16,7 +16,7 @@ entered `servers(…)` stops the servers last.
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from worker.embedded_errors import EmbeddedError, InUseError, NotInstalledError, ServerStartError
@@ -50,6 +50,15 @@ class Servers:
     database_url: str
     broker_url: str
     data_dir: Path
+    running: tuple[EmbeddedPostgres | EmbeddedValkey, ...] = field(default=(), compare=False)
+    """The servers themselves, for whoever runs them; empty for who only found them."""
+
+    def mend(self) -> list[str]:
+        """Start again what has died, under the same addresses. Returns what that was."""
+        dead = [server for server in self.running if server.pid is None]
+        for server in dead:
+            server.start()
+        return ["PostgreSQL" if isinstance(one, EmbeddedPostgres) else "Valkey" for one in dead]
 
 
 @contextmanager
@@ -72,11 +81,16 @@ def servers(
         lock.acquire()
         stack.callback(lock.release)
         database_url = broker_url = ""
+        running: list[EmbeddedPostgres | EmbeddedValkey] = []
         if postgres:
-            database_url = stack.enter_context(EmbeddedPostgres(folder, durable=durable)).url()
+            database = stack.enter_context(EmbeddedPostgres(folder, durable=durable))
+            database_url = database.url()
+            running.append(database)
         if broker:
-            broker_url = stack.enter_context(EmbeddedValkey(folder, durable=durable)).url()
-        found = Servers(database_url, broker_url, folder)
+            valkey = stack.enter_context(EmbeddedValkey(folder, durable=durable))
+            broker_url = valkey.url()
+            running.append(valkey)
+        found = Servers(database_url, broker_url, folder, tuple(running))
         _write(found)
         stack.callback(_addresses(folder).unlink, missing_ok=True)
         yield found
