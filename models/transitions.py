@@ -497,32 +497,31 @@ def not_sent(
 
     Only the submit stage itself can know this.
     """
-    close_attempt(conn, generation_id, attempt, outcome="not_sent")
     mine = (g.id == generation_id, g.attempt == attempt)
-    cancelled = move(
+    moved = move(
         conn,
         Event.CANCEL,
         *mine,
         g.cancel_requested_at.is_not(None),
         values={"lease": g.lease + 1},
         sources=frozenset({Status.SUBMITTING}),
+    ) or move(
+        conn,
+        Event.NOT_SENT,
+        *mine,
+        values={
+            "lease": g.lease + 1,
+            "due_at": in_seconds(seconds),
+            "waits_for": why,
+            "failures": g.failures + 1,
+        },
+        detail={"why": why},
     )
-    if cancelled:
-        return cancelled[0]
-    return _one(
-        move(
-            conn,
-            Event.NOT_SENT,
-            *mine,
-            values={
-                "lease": g.lease + 1,
-                "due_at": in_seconds(seconds),
-                "waits_for": why,
-                "failures": g.failures + 1,
-            },
-            detail={"why": why},
-        )
-    )
+    # Where the row was found in doubt meanwhile, the attempt stays open for its readings.
+    in_doubt = select(g.id).where(*mine, g.status.in_(sorted(IN_DOUBT)))
+    if conn.execute(in_doubt).first() is None:
+        close_attempt(conn, generation_id, attempt, outcome="not_sent")
+    return _one(moved)
 
 
 def declined(
