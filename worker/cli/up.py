@@ -5,6 +5,7 @@ import importlib.util
 import os
 import secrets
 import sys
+import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +131,8 @@ def _run(plan: _Plan) -> int:
             made[_BROKER] = servers.broker_url
         environ = {**os.environ, **made}
         _migrate(environ[DATABASE])
-        specs, flower = _processes(plan, made, environ[_BROKER], servers.data_dir)
+        run_dir = Path(defer.enter_context(tempfile.TemporaryDirectory(prefix="seedance-up-")))
+        specs, flower = _processes(plan, made, environ[_BROKER], run_dir)
         defer.enter_context(stack_file.published(plan.folder, made))
         defer.enter_context(stack.kept_running(servers, _say))
         supervisor = Supervisor(specs, output=sys.stdout)

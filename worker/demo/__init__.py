@@ -1,0 +1,1 @@
+"""`seedance demo`: every kind of generation once, through real processes, and checked."""

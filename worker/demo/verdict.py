@@ -1,0 +1,77 @@
+"""Whether the demo ended as it should: what it promises is checked, not only shown."""
+
+import contextlib
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+import requests
+
+from models.reads import EventView
+from worker.cli.output import credits_text
+from worker.demo.jobs import total
+from worker.demo.screen import Line
+
+_MP4_MARK = slice(4, 8)
+
+
+def problems(
+    lines: Sequence[Line],
+    histories: Mapping[uuid.UUID, Sequence[EventView]],
+    tasks: Sequence[Mapping[str, Any]],
+    account_used: Decimal,
+) -> list[str]:
+    """All that is not as it should be; nothing, if all is well.
+
+    `tasks` and `account_used` are what the provider itself says was made and charged.
+    """
+    found = [problem for line in lines for problem in _of_line(line, histories)]
+    wanted = sum(1 for line in lines if line.job.charged)
+    if len(tasks) != wanted:
+        found.append(f"the provider has {len(tasks)} tasks, {wanted} were to be made")
+    charged = total([line.view.credit_cost for line in lines if line.view])
+    if charged != account_used:
+        found.append(
+            f"{credits_text(charged)} credits are recorded as charged,"
+            f" {credits_text(account_used)} went off the provider's account"
+        )
+    return found
+
+
+def _of_line(line: Line, histories: Mapping[uuid.UUID, Sequence[EventView]]) -> Iterator[str]:
+    name, view, job = line.job.name, line.view, line.job
+    if view is None:
+        yield f"{name}: no worker took it"
+        return
+    if view.status != job.ends:
+        reason = view.error_code or view.attention or view.waits_for or "no reason known"
+        yield f"{name}: is {view.status} instead of {job.ends} ({reason})"
+        return
+    if view.error_code != job.error_code:
+        yield f"{name}: has error code {view.error_code} instead of {job.error_code}"
+    if job.charged and view.credit_cost != view.estimated_cost:
+        yield (
+            f"{name}: {credits_text(view.credit_cost)} credits charged,"
+            f" {credits_text(view.estimated_cost)} estimated"
+        )
+    happened = {event.event for event in histories[line.id]}
+    if missing := set(job.events) - happened:
+        yield f"{name}: its history lacks {', '.join(sorted(missing))}"
+    if view.metadata != job.options.get("metadata"):
+        yield f"{name}: its metadata came back as {view.metadata}"
+
+
+def video_problem(url: str) -> tuple[str | None, int]:
+    """What is wrong with a finished video, if anything, and how many bytes it has."""
+    try:
+        with contextlib.closing(requests.Session()) as session:
+            session.trust_env = False  # the simulator is next door: no proxy
+            answer = session.get(url, timeout=(3, 10), allow_redirects=False)
+    except requests.RequestException as error:
+        return f"the video can't be fetched: {type(error).__name__}", 0
+    if answer.status_code != requests.codes.ok:
+        return f"the video can't be fetched: HTTP {answer.status_code}", 0
+    if answer.content[_MP4_MARK] != b"ftyp":
+        return "the video is no MP4", len(answer.content)
+    return None, len(answer.content)
