@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
+from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, select, text, update
+from sqlalchemy import Connection, Row, bindparam, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from models import transitions
@@ -33,6 +34,11 @@ _ADMISSION_LOCK = 0x5EED_A117
 
 BLOCKED_RECHECK = 60.0
 """Seconds after which a blocked generation looks again by itself, should a wake-up be lost."""
+
+
+_LOOK_FURTHER = 100
+_ADMISSION_ROUNDS = 10
+"""How far one admission looks past blocked generations: so often, so many at a time."""
 
 
 class Stage(StrEnum):
@@ -163,9 +169,24 @@ def admit(
         return []
     transitions.lapse(conn, g.status == Status.ACCEPTED)
     free = min(limit, max_in_flight - in_flight(conn))
-    if free <= 0:
-        return []
-    waiting = conn.execute(_WAITING, {"free": free, "ceiling": ceiling}).all()
+    claims: list[Claim] = []
+    looking = free
+    for _ in range(_ADMISSION_ROUNDS):
+        if free <= 0:
+            break
+        waiting = conn.execute(_WAITING, {"free": looking, "ceiling": ceiling}).all()
+        chosen = _unblocked(conn, waiting)[:free]
+        claims += _admitted(conn, chosen, lease_seconds=lease_seconds)
+        if len(waiting) < looking:
+            break
+        # The blocked are put off: behind them others may wait, and must not starve.
+        free -= len(chosen)
+        looking = max(free, _LOOK_FURTHER)
+    return claims
+
+
+def _unblocked(conn: Connection, waiting: Sequence[Row[Any]]) -> list[uuid.UUID]:
+    """Those that may be admitted together; the others are put off and show `blocked_by`."""
     chosen: list[uuid.UUID] = []
     marks: dict[str, uuid.UUID] = {}
     for row in waiting:
@@ -184,6 +205,12 @@ def admit(
         if row.fingerprint is not None:
             marks[row.fingerprint] = row.id
         chosen.append(row.id)
+    return chosen
+
+
+def _admitted(
+    conn: Connection, chosen: Sequence[uuid.UUID], *, lease_seconds: float
+) -> list[Claim]:
     if not chosen:
         return []
     moved = transitions.admit(conn, chosen, lease_seconds=lease_seconds)
