@@ -71,6 +71,8 @@ def in_seconds(seconds: float) -> ColumnElement[Any]:
 
 
 _ENDED: Values = {
+    # Post-pay: nothing but a completed task is charged (the provider's document, "Billing Model").
+    "credit_cost": 0,
     "due_at": None,
     "finished_at": func.now(),
     "blocked_by": None,
@@ -634,6 +636,7 @@ def give_up(
             g.attempt == attempt,
             values={
                 "lease": g.lease + 1,
+                "credit_cost": None,  # nobody knows; a charge is found by the watch
                 "error_code": "GIVEN_UP",
                 "error_message": f"ended by {actor} while its submission was undecided",
             },
@@ -719,7 +722,6 @@ def _finish_values(event: Event, seen: Observation) -> dict[str, Any]:
         "lease": g.lease + 1,
         "remote_status": seen.status,
         "observed_at": func.now(),
-        # Post-pay: only a completed task is charged (the provider's document, "Billing Model").
         "credit_cost": func.coalesce(seen.credit_cost, g.credit_cost) if charged else 0,
         "video_url": seen.video_url,
         "last_frame_url": seen.last_frame_url,

@@ -94,7 +94,7 @@ class Service:
 
     def _start(self, name: str, options: list[str], env: Mapping[str, str]) -> Process:
         log = self._folder / f"{name}.log"
-        process = Process([str(BIN / "celery"), "-A", "worker.app", *options, "-l", "INFO"], {**self.env, **env}, log)
+        process = Process([str(BIN / "seedance"), *options], {**self.env, **env}, log)
         self._processes.append(process)
         return process
 
