@@ -3,7 +3,16 @@
 import uuid
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Interval,
+    func,
+    literal_column,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert
 
 from models.base import table_of
@@ -53,7 +62,8 @@ def claim(
 ) -> Uploaded | Yours | SomebodyElse:
     """Find the upload of these bytes, or claim it."""
     # Used up to its last minute, a path could expire between here and the provider's reading it.
-    valid = u.valid_until > func.now() + (u.valid_until - u.uploaded_at) / 20
+    margin = literal_column("(uploads.valid_until - uploads.uploaded_at) / 20", Interval)
+    valid = u.valid_until > func.now() + margin
     new = insert(_uploads).values(
         sha256=content.sha256,
         content_type=content.content_type,

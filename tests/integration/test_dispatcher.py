@@ -1,0 +1,394 @@
+"""The dispatcher, with a broker in the process that runs, drops, repeats or keeps messages."""
+
+import contextlib
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from models import schedule
+from models.lifecycle import Status
+from models.schedule import Stage
+from tests.integration.conftest import text_request
+from tests.integration.invariants import laboratory
+from worker.dispatcher import Broker, Dispatcher
+from worker.stages import poll, resolve, submit, upload
+from worker.upkeep import balance
+
+
+@pytest.fixture
+def lab(make_runtime, sim, caplog):
+    with laboratory(make_runtime, sim, caplog) as lab:
+        yield lab
+
+
+class Messages:
+    """An in-process broker. `fate` says for each message how often it is delivered."""
+
+    def __init__(self, lab, fate=lambda stage, claims: 1, waiting=0):
+        self.lab, self.fate, self.waiting = lab, fate, waiting
+        self.published = []
+        self.probes = 0
+
+    def broker(self):
+        return Broker(self.publish, self.probe, lambda: self.waiting)
+
+    def publish(self, stage, claims):
+        self.published.append((stage, tuple(claims)))
+        for _ in range(self.fate(stage, claims)):
+            self.deliver(stage, claims)
+
+    def deliver(self, stage, claims):
+        rt = self.lab.rt
+        match stage:
+            case Stage.UPLOAD:
+                upload.run(rt, claims[0].id, claims[0].lease)
+            case Stage.SUBMIT:
+                submit.run(rt, claims[0].id, claims[0].lease)
+            case Stage.RESOLVE:
+                resolve.run(rt, [(claim.id, claim.lease) for claim in claims])
+            case Stage.POLL:
+                poll.run(rt, claims[0].id, claims[0].lease)
+
+    def probe(self):
+        self.probes += 1
+        balance.run(self.lab.rt)
+
+    def stages(self):
+        return [stage for stage, _ in self.published]
+
+
+def dispatcher(lab, messages, slots=8):
+    return Dispatcher(lab.rt, messages.broker(), slots=slots)
+
+
+@contextlib.contextmanager
+def running(*dispatchers):
+    threads = [threading.Thread(target=one.run, daemon=True) for one in dispatchers]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        for one in dispatchers:
+            one.stop()
+        for thread in threads:
+            thread.join(15)
+            assert not thread.is_alive()
+
+
+def until(condition, timeout=20.0):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def standing(lab, generation_id):
+    """Everything but when it was looked at last, and when it will be again."""
+    view = replace(lab.get(generation_id), due_at=None, observed_at=None)
+    return view, lab.history(generation_id), lab.posts
+
+
+def all_ended(lab, ids):
+    return all(lab.get(generation_id).ended for generation_id in ids)
+
+
+def test_many_from_enqueue_to_their_end(lab):
+    lab.sim.configure(speed=500)
+    ids = [lab.enqueue(text_request(f"cat {n}")) for n in range(12)]
+    with running(dispatcher(lab, Messages(lab))):
+        until(lambda: all_ended(lab, ids))
+    assert {lab.get(i).status for i in ids} == {Status.COMPLETED}
+    assert lab.posts == 12
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_a_lost_message_is_due_again_when_its_lease_ends(lab, stage, tmp_path):
+    lost = []
+
+    def fate(this, claims):
+        if this is stage and not lost:
+            lost.append(tuple(claims))
+            return 0
+        return 1
+
+    picture = tmp_path / "a.png"
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(64))
+    lab.rt = lab.make_runtime(media_roots=str(tmp_path), poll_min=0.05, poll_max=0.1)
+    if stage is Stage.RESOLVE:
+        lab.sim.fault("submit", "lost", times=1)
+    content = [{"type": "text", "text": "a cat"}]
+    if stage is Stage.UPLOAD:
+        content.append({"type": "image_url", "image_url": "path:a.png"})
+    generation_id = lab.enqueue({"content": content})
+    one = dispatcher(lab, messages := Messages(lab, fate))
+    lab.sim.configure(speed=10_000)
+    deadline = time.monotonic() + 20
+    while not lab.get(generation_id).ended:
+        assert time.monotonic() < deadline
+        one.tick()
+        if lost and messages.published[-1][1] == lost[0]:
+            assert lab.due() == [], "under its lease it is nobody else's"
+        lab.settle(generation_id)
+        lab.due_now(generation_id)
+
+    [claims] = lost
+    again = next(c for s, c in messages.published if s is stage and c != claims)
+    assert again[0].lease > claims[0].lease
+    assert lab.get(generation_id).status is Status.COMPLETED
+    assert lab.posts == 1
+
+
+def test_every_message_twice_with_the_same_lease(lab):
+    lab.sim.configure(speed=500)
+    lab.sim.fault("submit", "lost", times=2)
+    ids = [lab.enqueue(text_request(f"cat {n}")) for n in range(6)]
+    with running(dispatcher(lab, messages := Messages(lab, lambda *_: 2))):
+        until(lambda: Counter(lab.get(i).status for i in ids)[Status.UNCERTAIN] == 2)
+        for generation_id in ids:
+            lab.settle(generation_id)
+            lab.due_now(generation_id)
+        until(lambda: all_ended(lab, ids))
+    assert {Stage.SUBMIT, Stage.RESOLVE, Stage.POLL} <= set(messages.stages())
+    assert lab.posts == 6
+    assert {lab.get(i).status for i in ids} == {Status.COMPLETED}
+
+
+def test_old_messages_replayed_at_every_step_change_nothing(lab):
+    lab.sim.fault("submit", "drop_before", times=1)
+    generation_id = lab.enqueue()
+    one = dispatcher(lab, messages := Messages(lab))
+    steps = 0
+    while not lab.get(generation_id).ended:
+        lab.settle(generation_id)
+        lab.due_now(generation_id)
+        one.tick()
+        before = standing(lab, generation_id)
+        for stage, claims in list(messages.published):
+            messages.deliver(stage, claims)
+        assert standing(lab, generation_id) == before
+        steps += 1
+        if steps == 4:
+            lab.end_tasks()
+        assert steps < 20
+    assert lab.posts == 2
+    assert lab.get(generation_id).status is Status.COMPLETED
+
+
+def test_a_publish_that_fails_gives_the_claims_back(lab):
+    ids = [lab.enqueue(text_request(f"cat {n}")) for n in range(3)]
+    messages = Messages(lab)
+    published = []
+
+    def fails_at_the_second(stage, claims):
+        if published:
+            raise ConnectionError("the broker is away")
+        published.append(claims)
+        messages.deliver(stage, claims)
+
+    broker = Broker(fails_at_the_second, messages.probe, lambda: 0)
+    with pytest.raises(ConnectionError):
+        Dispatcher(lab.rt, broker, slots=8).tick()
+
+    statuses = Counter(lab.get(i).status for i in ids)
+    assert statuses == {Status.RUNNING: 1, Status.UPLOADING: 2}
+    waits = lab.sql(
+        "SELECT extract(epoch FROM due_at - now()) AS s, tries FROM generations"
+        " WHERE status = 'uploading'"
+    )
+    assert all(wait.s < 2.1 and wait.tries == 0 for wait in waits), "sooner than the lease's end"
+    for generation_id in ids:
+        lab.due_now(generation_id)
+    dispatcher(lab, messages).tick()
+    assert {lab.get(i).status for i in ids} == {Status.RUNNING}
+    assert lab.posts == 3
+    lab.end_tasks()
+
+
+def test_the_loop_outlives_a_broker_that_is_away(lab):
+    away = threading.Event()
+    away.set()
+    messages = Messages(lab)
+
+    def publish(stage, claims):
+        if away.is_set():
+            raise ConnectionError("the broker is away")
+        messages.publish(stage, claims)
+
+    generation_id = lab.enqueue()
+    one = Dispatcher(lab.rt, Broker(publish, messages.probe, lambda: 0), slots=2)
+    with running(one):
+        until(lambda: lab.get(generation_id).status is Status.UPLOADING)
+        away.clear()
+        lab.due_now(generation_id)
+        until(lambda: lab.get(generation_id).status is Status.RUNNING)
+    lab.end_tasks()
+
+
+def test_the_loop_outlives_its_connections(lab):
+    with running(dispatcher(lab, Messages(lab))):
+        first = lab.enqueue(text_request("first"))
+        until(lambda: lab.get(first).status is Status.RUNNING)
+        lab.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name = 'seedance-dispatcher'"
+        )
+        second = lab.enqueue(text_request("second"))
+        until(lambda: lab.get(second).status is Status.RUNNING)
+    lab.end_tasks()
+
+
+def test_it_wakes_at_once_when_something_is_enqueued(lab):
+    lab.rt = lab.make_runtime(tick=30)
+    with running(dispatcher(lab, messages := Messages(lab))):
+        until(lambda: lab.value(LISTENING) == 1)
+        for n in range(3):
+            started = time.monotonic()
+            generation_id = lab.enqueue(text_request(f"cat {n}"))
+            until(lambda i=generation_id: lab.get(i).status is Status.RUNNING)
+            assert time.monotonic() - started < 5, "well under a tick"
+        lab.enqueue(text_request("the last"))  # wakes it, so that it ends at once
+        until(lambda: len(messages.published) >= 4)
+        with lab.rt.engine.begin() as conn:
+            schedule.wake(conn)
+        stop_soon(lab)
+    lab.end_tasks()
+
+
+LISTENING = (
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+    " AND application_name = 'seedance-dispatcher' AND state = 'idle'"
+)
+
+
+def stop_soon(lab):
+    """Wake the loop again and again while it is asked to stop: its tick is long."""
+
+    def nudge():
+        for _ in range(50):
+            time.sleep(0.1)
+            with contextlib.suppress(Exception), lab.rt.engine.begin() as conn:
+                schedule.wake(conn)
+
+    threading.Thread(target=nudge, daemon=True).start()
+
+
+def test_two_at_once_never_hand_out_the_same_lease(lab):
+    ids = [lab.enqueue(text_request(f"cat {n}")) for n in range(40)]
+    runtimes = [lab.rt, lab.make_runtime()]
+    boxes = [Messages(lab, lambda *_: 0) for _ in runtimes]
+    pairs = zip(runtimes, boxes, strict=True)
+    both = [Dispatcher(rt, box.broker(), slots=4) for rt, box in pairs]
+    for _ in range(6):
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda one: [one.tick() for _ in range(4)], both))
+        lab.sql("UPDATE generations SET due_at = now() WHERE due_at IS NOT NULL")
+
+    claims = [c for box in boxes for _, batch in box.published for c in batch]
+    handed_out = Counter((claim.id, claim.lease) for claim in claims)
+    assert max(handed_out.values()) == 1
+    assert all(box.published for box in boxes)
+    assert {claim.id for claim in claims} == set(ids)
+    assert lab.value("SELECT count(*) FROM generations WHERE status = 'uploading'") == 40
+
+
+def test_no_more_messages_than_twice_the_slots(lab):
+    for n in range(20):
+        lab.enqueue(text_request(f"cat {n}"))
+    messages = Messages(lab, lambda *_: 0)
+    one = dispatcher(lab, messages, slots=3)
+    assert one.tick() is True
+    assert len(messages.published) == 6
+    messages.waiting = 5
+    one.tick()
+    assert len(messages.published) == 7
+    messages.waiting = 6
+    assert one.tick() is False
+    assert len(messages.published) == 7
+
+
+def test_max_in_flight_bounds_what_is_past_admission(lab):
+    lab.rt = lab.make_runtime(max_in_flight=3)
+    ids = [lab.enqueue(text_request(f"cat {n}")) for n in range(5)]
+    one = dispatcher(lab, Messages(lab))
+    for _ in range(3):
+        one.tick()
+    assert [lab.get(i).status for i in ids] == [Status.RUNNING] * 3 + [Status.ACCEPTED] * 2
+    lab.end_tasks()
+    for generation_id in ids:
+        lab.due_now(generation_id)
+    one.tick()  # ends them
+    one.tick()  # fills their slots
+    assert Counter(lab.get(i).status for i in ids) == {Status.COMPLETED: 3, Status.RUNNING: 2}
+    lab.end_tasks()
+
+
+def test_what_workers_die_of_is_bounded_before_the_post(lab):
+    lab.rt = lab.make_runtime(max_tries=3)
+    generation_id = lab.enqueue()
+    one = dispatcher(lab, messages := Messages(lab, lambda *_: 0))
+    for _ in range(6):
+        one.tick()
+        lab.due_now(generation_id)
+    view = lab.get(generation_id)
+    assert (view.status, view.error_code) == (Status.FAILED, "WORKER_LOST")
+    assert len(messages.published) == 3
+
+
+@pytest.mark.parametrize("state", [Status.RUNNING, Status.UNCERTAIN])
+def test_after_the_post_it_needs_attention_and_is_never_failed(lab, state):
+    lab.rt = lab.make_runtime(max_tries=3)
+    generation_id = lab.send() if state is Status.RUNNING else lab.in_doubt()
+    lab.settle(generation_id)
+    one = dispatcher(lab, messages := Messages(lab, lambda *_: 0))
+    for _ in range(6):
+        lab.due_now(generation_id)
+        one.tick()
+    view = lab.get(generation_id)
+    assert view.status is state
+    assert "workers die of it" in (view.attention or "")
+    assert len(messages.published) == 6, "it is still handed out"
+    messages.fate = lambda *_: 1
+    lab.end_tasks()
+    lab.due_now(generation_id)
+    one.tick()
+    assert lab.get(generation_id).attention is None
+    lab.complete(generation_id)
+
+
+def test_those_in_doubt_share_their_readings(lab):
+    lab.sim.fault("submit", "lost", times=3)
+    ids = [lab.send(f"cat {n}") for n in range(3)]
+    for generation_id in ids:
+        lab.settle(generation_id)
+        lab.due_now(generation_id)
+    dispatcher(lab, messages := Messages(lab)).tick()
+    assert [(stage, len(claims)) for stage, claims in messages.published] == [(Stage.RESOLVE, 3)]
+    assert {lab.get(i).status for i in ids} == {Status.RUNNING}
+    lab.end_tasks()
+
+
+def test_a_closed_gate_is_probed_and_opens_by_itself(lab):
+    lab.rt = lab.make_runtime(probe_every=0.1)
+    lab.sim.change_account(lab.sim.api_key, enabled=False)
+    generation_id = lab.enqueue()
+    with running(dispatcher(lab, messages := Messages(lab))):
+        until(lambda: messages.probes >= 2)
+        assert lab.get(generation_id).status is Status.ACCEPTED
+        assert lab.gates() == {"api_key"}
+        lab.sim.change_account(lab.sim.api_key, enabled=True)
+        lab.sql("UPDATE generations SET due_at = now()")
+        until(lambda: lab.get(generation_id).status is Status.RUNNING)
+    assert lab.posts == 2
+    lab.end_tasks()
+
+
+def test_a_heartbeat_shows_that_it_lives(lab, tmp_path, monkeypatch):
+    beat = tmp_path / "beat"
+    monkeypatch.setenv("SEEDANCE_HEARTBEAT_FILE", str(beat))
+    with running(dispatcher(lab, Messages(lab))):
+        until(beat.exists)
