@@ -627,8 +627,7 @@ def give_up(
     conn: Connection, generation_id: uuid.UUID, attempt: int, *, actor: str
 ) -> Moved | None:
     """`uncertain | accepted | uploading → failed`: an operator ended it."""
-    close_attempt(conn, generation_id, attempt, outcome="given_up")
-    return _one(
+    moved = _one(
         move(
             conn,
             Event.GIVE_UP,
@@ -643,6 +642,9 @@ def give_up(
             detail={"by": actor},
         )
     )
+    if moved is not None:
+        close_attempt(conn, generation_id, attempt, outcome="given_up")
+    return moved
 
 
 # --- while running ----------------------------------------------------------------------------
