@@ -98,7 +98,7 @@ def run(folder: Path, *, plain: bool, workers: int) -> int:
         found = ["the service did not come up"]
         try:
             _wait_ready(supervisor)
-            screen.step(f"simulator, {workers} workers and beat run; their log: {_shown(log)}")
+            screen.step(f"simulator, {workers} workers, beat run (log: {_shown(log)})")
             found = _work(screen, where, engine)
         finally:
             if found:

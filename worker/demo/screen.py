@@ -87,7 +87,7 @@ def _result(view: GenerationView) -> str:
 
 
 def _table(lines: Sequence[Line], width: int) -> Table:
-    table = Table(title="generations", title_justify="left", expand=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("what", no_wrap=True)
     if width >= _WIDE:
         table.add_column("enqueued by", no_wrap=True, style="dim")
@@ -95,7 +95,7 @@ def _table(lines: Sequence[Line], width: int) -> Table:
     table.add_column("remote", no_wrap=True, min_width=10)
     table.add_column("age", no_wrap=True, justify="right", min_width=4)
     table.add_column("credits", no_wrap=True, justify="right")
-    table.add_column("result", no_wrap=True, overflow="ellipsis", min_width=12)
+    table.add_column("result", no_wrap=True, overflow="ellipsis")
     for line in lines:
         by = [line.job.by] if width >= _WIDE else []
         table.add_row(line.job.name, *by, *_cells(line.view))
@@ -130,7 +130,7 @@ def summary(
     table.add_column("generation", no_wrap=True)
     table.add_column("estimated", justify="right", no_wrap=True)
     table.add_column("charged", justify="right", no_wrap=True)
-    table.add_column("its history, with the seconds since it was accepted", overflow="fold")
+    table.add_column("history, in seconds", overflow="fold")
     for line in lines:
         if line.view is None:
             table.add_row(line.job.name, "–", "–", "never taken by a worker")
