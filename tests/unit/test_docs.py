@@ -8,7 +8,7 @@ from pydantic_core import PydanticUndefined
 
 from models.lifecycle import TRANSITIONS
 from models.tables import Generation
-from worker.cli import main as command_line
+from worker.cli import COMMANDS
 from worker.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -49,8 +49,7 @@ def test_the_readme_has_each_settings_default_and_meaning(name: str):
 
 
 def test_the_readme_names_every_command():
-    context = command_line.make_context("seedance", ["--help"], resilient_parsing=True)
-    for command in command_line.list_commands(context):
+    for command in COMMANDS:
         assert re.search(rf"\b{command}\b", README), command
 
 
