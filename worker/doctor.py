@@ -21,7 +21,7 @@ from api_client import ApiError, ClientConfig, InvalidApiKey, NotSent, SeedanceC
 from models import gates, reads
 from models.database import make_engine
 from models.tables import BalanceSnapshot, Generation, RejectedMessage, StrayTask
-from worker import celeryconfig, migrate
+from worker import migrate
 from worker.settings import Settings, SettingsError, load_settings, unknown_variables
 
 _BOUND = 15.0
@@ -79,7 +79,8 @@ def examine(environ: Mapping[str, str], *, found_by: str) -> list[Check]:
         # Shorter than a worker's: somebody waits for the answer.
         settings = load_settings(environ, http_timeout=8.0, http_connect_timeout=4.0, lease=60.0)
     except SettingsError as error:
-        checks += [_wrong("settings", line, "set it") for line in str(error).splitlines()]
+        hint = "set it right, or start `seedance up` in this folder and unset all SEEDANCE_…"
+        checks += [_wrong("settings", line, hint) for line in str(error).splitlines()]
         return checks + _what_can_be_told(environ)
     checks.append(_ok("settings", f"from {found_by}"))
     groups: dict[str, Callable[[], _Findings]] = {
@@ -319,7 +320,10 @@ def _broker_name(client: redis.Redis) -> str:
 
 def _persistence(client: redis.Redis) -> Iterable[Check]:
     try:
-        values: Any = client.config_get("appendonly", "maxmemory-policy")
+        values: Any = {
+            **client.config_get("appendonly"),
+            **client.config_get("maxmemory-policy"),
+        }
     except redis.ResponseError:
         yield _ok("broker", "does not tell its configuration (a managed one?)")
         return
@@ -340,7 +344,8 @@ def _persistence(client: redis.Redis) -> Iterable[Check]:
 def _workers(url: str) -> Check:
     with Celery(broker=url) as app:
         app.conf.broker_transport_options = {
-            **celeryconfig.broker_transport_options,
+            "socket_timeout": 3,
+            "socket_connect_timeout": 3,
             "max_retries": 0,
         }
         try:
@@ -420,7 +425,8 @@ def _clocks(database: float | None, provider: float | None) -> Iterable[Check]:
             )
             told = 0
     if told:
-        sides = "this machine, the database" + (" and the provider" if provider else "")
+        others = "the database" if provider is None else "the database and the provider"
+        sides = f"this machine{' and' if provider is None else ','} {others}"
         yield _ok("clock", f"{sides} agree")
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+from celery import Celery
 
 from models.database import make_engine
 from worker import embedded, migrate, stack, stack_file
@@ -137,7 +138,9 @@ def _run(plan: _Plan) -> int:
         defer.enter_context(stack.kept_running(servers, _say))
         supervisor = Supervisor(specs, output=sys.stdout)
         threading.Thread(
-            target=_tell_when_ready, args=(supervisor, plan, made, flower), daemon=True
+            target=_tell_when_ready,
+            args=(supervisor, plan, made, flower, environ[_BROKER]),
+            daemon=True,
         ).start()
         code = supervisor.run()
     _say("everything is stopped")
@@ -212,11 +215,18 @@ def _processes(
 
 
 def _tell_when_ready(
-    supervisor: Supervisor, plan: _Plan, made: dict[str, str], flower: dict[str, str]
+    supervisor: Supervisor,
+    plan: _Plan,
+    made: dict[str, str],
+    flower: dict[str, str],
+    broker_url: str,
 ) -> None:
     try:
         supervisor.wait_ready(120)
-    except (RuntimeError, TimeoutError) as error:
+        with Celery(broker=broker_url) as client:
+            # Beat would do it in some minutes; like this a wrong key shows at once.
+            client.send_task("seedance.balance")
+    except (RuntimeError, TimeoutError, OSError) as error:
         _say(f"not everything came up: {error}")
         return
     lines = [f"ready; data and logs of the servers are in {plan.folder}"]
