@@ -13,6 +13,7 @@ from api_client.redaction import redact
 from api_client.transport import Reply, Transport
 from api_client.upload import Body, Progress
 from api_client.verdicts import SUCCESS, Endpoint, classify, error_class
+from api_client.wire import Abandoned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -153,6 +154,14 @@ class Calls:
         )
 
     def _repeat(self, once: Callable[[], T], *, retry: bool) -> T:
+        try:
+            return self._attempts(once, retry=retry)
+        except Abandoned as error:
+            failure = error.original
+        # The caller's own exception, whatever it is: not repeated, and without a context of ours.
+        raise failure
+
+    def _attempts(self, once: Callable[[], T], *, retry: bool) -> T:
         attempt = 0
         while True:
             try:

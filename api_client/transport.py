@@ -98,8 +98,8 @@ class Transport:
     ) -> Reply:
         """Sends one request, once, and reads the answer.
 
-        Raises `NotSent` or `AnswerLost`; what `before_send` or the body raises comes out
-        unchanged, and in that case the request was not sent, or not completely.
+        Raises `NotSent` or `AnswerLost`, or `wire.Abandoned` around what `before_send` or the body
+        has raised; in that case the request was not sent, or not completely.
         """
         config = self._config
         state = wire.Wire(
@@ -108,7 +108,7 @@ class Transport:
             max_idle=config.max_idle,
             before_send=before_send,
         )
-        failure: ApiError | BaseException
+        failure: ApiError | wire.Abandoned
         try:
             with wire.using(state):
                 request = requests.Request(method, url, headers, data=body, params=params)
@@ -120,7 +120,7 @@ class Transport:
                 )
                 return self._read(response, state)
         except wire.Abandoned as error:
-            failure = error.original
+            failure = error
         except _FOREIGN as error:
             failure = self._translate(endpoint, error, state)
         # Raised out here so that no foreign exception, with a presigned URL in its message, hangs

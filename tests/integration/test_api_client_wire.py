@@ -509,6 +509,7 @@ class Stop(BaseException):
         TimeoutError(),
         ssl.SSLError(),
         KeyError("x"),
+        NotSent("mine", endpoint="submit", disposition=Disposition.RETRY),
         Stop(),
     ],
     ids=lambda error: type(error).__name__,
