@@ -318,7 +318,7 @@ def _broker_name(client: redis.Redis) -> str:
     return f"{name} {info.get('valkey_version') or info.get('redis_version')} answers"
 
 
-def _persistence(client: redis.Redis) -> Iterable[Check]:
+def _persistence(client: Any) -> Iterable[Check]:
     try:
         values: Any = {
             **client.config_get("appendonly"),

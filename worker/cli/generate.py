@@ -14,7 +14,7 @@ from worker.cli.context import database, environment
 from worker.cli.errors import BadInput
 from worker.cli.progress import follow
 from worker.producer import enqueue
-from worker.requests import SOURCES
+from worker.requests import SOURCES, check_request
 
 _FIELDS = ("model", "resolution", "ratio", "duration", "seed", "generate_audio")
 _MOST_INPUT = 1_000_000
@@ -74,6 +74,7 @@ def generate(
         request = _json_object("--request", _read(raw))
     else:
         request = {**given, "content": _content(text, images, videos)}
+    check_request(request)  # before anything is asked of a database
     extra = None if metadata is None else _json_object("--metadata", metadata)
 
     def store(conn: Connection) -> reads.GenerationView:
