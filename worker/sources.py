@@ -121,16 +121,16 @@ def _open_regular(real: Path, name: str, roots: tuple[Path, ...]) -> BinaryIO:
         descriptor = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise SourceRefusedError(f"path:{name} can't be read: {error.strerror}") from None
-    file = os.fdopen(descriptor, "rb")
     # Looked at again through the open file: the path may have been swapped in between.
     link = Path(f"/proc/self/fd/{descriptor}")
     inside = not link.exists() or any(
         link.resolve().is_relative_to(root.resolve()) for root in roots
     )
+    # A folder opens as well, but not as a file object.
     if not inside or not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        file.close()
+        os.close(descriptor)
         raise SourceRefusedError(f"path:{name} is not a regular file under SEEDANCE_MEDIA_ROOTS")
-    return file
+    return os.fdopen(descriptor, "rb")
 
 
 def _copy_http(
