@@ -34,6 +34,8 @@ def run(connection: Connection) -> None:
     finally:
         connection.rollback()
         connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": MIGRATION_LOCK})
+        # The connection may go back to a pool, with the limits that it had.
+        connection.execute(text("RESET lock_timeout; RESET statement_timeout"))
         connection.commit()
 
 
