@@ -18,7 +18,7 @@ from models.base import table_of
 from models.lifecycle import Observation, Status
 from models.marks import ECHOED
 from models.resolution import Attempt, Case
-from models.tables import OPEN_ATTEMPT_SQL, Generation, SubmitAttempt
+from models.tables import OPEN_ATTEMPT_SQL, Generation, StrayTask, SubmitAttempt
 
 g = table_of(Generation).c
 a = table_of(SubmitAttempt).c
@@ -57,7 +57,14 @@ def hold_against(conn: Connection, seen: Sequence[Observation]) -> Sightings:
                 result.changed.append(task.task_id)
         else:
             _judge_unknown(conn, task, result)
+    _no_longer_stray(conn, known)
     return result
+
+
+def _no_longer_stray(conn: Connection, known: set[str]) -> None:
+    """A task that was seen before its answer came was taken for a stray; it is followed now."""
+    if known:
+        conn.execute(table_of(StrayTask).delete().where(StrayTask.task_id.in_(sorted(known))))
 
 
 def _judge_unknown(conn: Connection, task: Observation, result: Sightings) -> None:
@@ -79,9 +86,9 @@ def _judge_unknown(conn: Connection, task: Observation, result: Sightings) -> No
     if adopt_marked(conn, match.generation_id, match.number, task, by="watch", into=ADOPTING):
         result.adopted.append(task.task_id)
         return
-    status = conn.execute(select(g.status).where(g.id == match.generation_id)).scalar_one()
-    if Status(status) is Status.SUBMITTING:
-        return
+    row = conn.execute(select(g.status, g.remote_task_id).where(g.id == match.generation_id)).one()
+    if Status(row.status) is Status.SUBMITTING or row.remote_task_id == task.task_id:
+        return  # its answer may still come; or it was adopted since `known` was read
     flag_second(conn, match.generation_id, match.number, task)
     result.second.append(task.task_id)
 

@@ -1,0 +1,244 @@
+"""Reconcile: the whole list against our rows; what differs is mended, what is not ours is left."""
+
+from decimal import Decimal
+
+import pytest
+
+from models.lifecycle import Status
+from tests.integration.conftest import text_request
+from tests.integration.invariants import in_background, laboratory
+from worker.upkeep import reconcile
+
+
+@pytest.fixture
+def lab(make_runtime, sim, caplog):
+    with laboratory(make_runtime, sim, caplog) as lab:
+        yield lab
+
+
+def test_nothing_to_do(lab):
+    report = lab.reconcile()
+    assert report.complete
+    assert (report.remote_tasks, report.pages) == (0, 1)
+
+
+def test_a_lost_answer_is_adopted_before_it_settles(lab):
+    """A drawn seed proves itself: nothing need be waited for."""
+    generation_id = lab.in_doubt()
+    report = lab.reconcile()
+    assert report.adopted == (lab.submitted_tasks()[0]["task_id"],)
+    assert lab.get(generation_id).status is Status.RUNNING
+    lab.complete(generation_id)
+
+
+def test_a_submitting_row_is_left_to_its_answer(lab):
+    lab.sim.fault("submit", "delay_after", seconds=0.4, times=1)
+    claim = lab.start()
+    with in_background(lambda: lab.run(claim)):
+        lab.sim.wait(tasks=1)
+        report = lab.reconcile()
+        assert (report.adopted, report.second, report.foreign) == ((), (), ())
+    assert lab.get(claim.id).status is Status.RUNNING
+    assert lab.strays() == []
+    lab.complete(claim.id)
+
+
+def test_an_end_that_was_missed_is_corrected(lab):
+    ids = [lab.send(f"cat {n} [sim: end={end}]") for n, end in enumerate(["completed", "failed"])]
+    lab.end_tasks()
+    report = lab.reconcile()
+    assert len(report.corrected) == 2
+    assert [lab.get(i).status for i in ids] == [Status.COMPLETED, Status.FAILED]
+    assert [lab.get(i).credit_cost for i in ids] == [Decimal(9), Decimal(0)]
+    again = lab.reconcile()
+    assert again.corrected == ()
+
+
+def test_foreign_tasks_are_counted_and_left_alone(lab):
+    generation_id = lab.send()
+    foreign = lab.sim.inject(count=5)
+    assert set(lab.reconcile().foreign) == set(foreign)
+    lab.reconcile()
+    assert reconcile.strays(lab.rt) == {"foreign": 5}
+    assert lab.sim.received("cancel") == 0
+    lab.complete(generation_id)
+
+
+@pytest.mark.parametrize("echo", ["null", "minus_one"])
+def test_a_task_without_a_seed_is_never_adopted(lab, echo):
+    lab.sim.configure(seed_echo=echo)
+    generation_id = lab.in_doubt()
+    assert lab.reconcile().adopted == ()
+    assert lab.get(generation_id).status is Status.UNCERTAIN
+    # Its seed shows later: it is known for ours then, however it was counted before.
+    lab.sim.configure(seed_echo="used")
+    assert len(lab.reconcile().adopted) == 1
+    assert lab.strays() == []
+    lab.complete(generation_id)
+
+
+def test_a_fixed_seed_is_possible_and_left_to_an_operator(lab):
+    generation_id = lab.in_doubt(seed=42)
+    report = lab.reconcile()
+    assert report.possible == (lab.submitted_tasks()[0]["task_id"],)
+    [stray] = lab.strays(generation_id)
+    assert (stray.kind, stray.attempt) == ("possible", 1)
+    assert lab.get(generation_id).status is Status.UNCERTAIN
+    lab.unfollowed = 1
+
+
+def test_a_fixed_seed_with_other_parameters_is_foreign(lab):
+    lab.in_doubt(kind="drop_before", seed=42)
+    lab.sim.inject(seed=42, resolution="480p")
+    report = lab.reconcile()
+    assert (report.possible, len(report.foreign)) == ((), 1)
+
+
+@pytest.mark.parametrize("generation", ["accepted", "uploading"])
+def test_a_late_task_is_adopted_before_anything_is_sent_again(lab, generation):
+    lab.sim.configure(list_lag=1_000)
+    generation_id = lab.in_doubt()
+    lab.resolve(generation_id)
+    claim = lab.readmit(generation_id) if generation == "uploading" else None
+    lab.sim.configure(list_lag=0)
+    assert len(lab.reconcile().adopted) == 1
+    if claim is not None:
+        lab.run(claim)
+    assert lab.posts == 1
+    lab.complete(generation_id)
+
+
+def test_a_late_task_of_a_cancelled_generation_is_flagged(lab):
+    lab.sim.configure(list_lag=1_000)
+    generation_id = lab.in_doubt()
+    lab.sql("UPDATE generations SET cancel_requested_at = now()")
+    lab.resolve(generation_id)
+    assert lab.get(generation_id).status is Status.CANCELLED
+    lab.sim.configure(list_lag=0)
+    assert len(lab.reconcile().second) == 1
+    lab.second = 1
+    assert lab.kinds() == ["second"]
+    assert lab.sim.received("cancel") == 0
+
+
+def test_a_stray_keeps_what_it_shows_last(lab):
+    lab.sim.configure(list_lag=1_000)
+    generation_id = lab.in_doubt()
+    lab.resolve(generation_id)
+    lab.send_again(generation_id)
+    lab.sim.configure(list_lag=0)
+    lab.reconcile()
+    lab.complete(generation_id)
+    lab.reconcile()
+    lab.second = 1
+    [stray] = lab.strays(generation_id)
+    assert (stray.status, stray.credit_cost) == ("completed", Decimal(9))
+
+
+def test_a_running_task_that_the_list_does_not_show_is_looked_at(lab):
+    generation_id = lab.send()
+    lab.sql(
+        "UPDATE generations SET submitted_at = now() - interval '1 hour',"
+        " due_at = now() + interval '1 hour'"
+    )
+    lab.sim.configure(list_lag=1_000)
+    assert lab.reconcile().unseen == (generation_id,)
+    assert [claim.id for claim in lab.due()] == [generation_id]
+    lab.complete(generation_id)
+
+
+def test_a_fresh_one_is_not_missed_yet(lab):
+    lab.sim.configure(list_lag=1_000)
+    generation_id = lab.send()
+    assert lab.reconcile().unseen == ()
+    lab.complete(generation_id)
+
+
+def test_many_pages_in_any_order(lab):
+    lab.sim.inject(count=130)
+    ids = [lab.send(f"cat {n}") for n in range(3)]
+    for order in ("created_desc", "created_asc", "updated_asc"):
+        lab.sim.configure(list_order=order)
+        report = lab.reconcile()
+        assert (report.complete, report.remote_tasks, report.pages) == (True, 133, 2)
+    lab.end_tasks()
+    assert len(lab.reconcile().corrected) == len(ids)
+
+
+def test_a_drifting_list_says_that_it_is_not_complete(lab):
+    lab.sim.inject(count=110)
+    lab.sim.configure(drift_insert=1)
+    generation_id = lab.send()
+    report = lab.reconcile()
+    assert not report.complete
+    assert report.unseen == ()
+    lab.sim.configure(drift_insert=0)
+    lab.complete(generation_id)
+
+
+@pytest.mark.parametrize("kind", ["unknown_status", "unknown_fields", "backwards"])
+def test_odd_items_change_nothing(lab, kind):
+    generation_id = lab.send()
+    lab.sim.advance(20)
+    lab.reconcile()
+    before = lab.get(generation_id).remote_status
+    lab.sim.fault("list", kind)
+    lab.reconcile()
+    assert lab.get(generation_id).remote_status == before == "processing"
+    lab.complete(generation_id)
+
+
+def test_ended_rows_stay_as_they_are(lab):
+    generation_id = lab.send()
+    before = lab.complete(generation_id)
+    lab.sim.fault("list", "backwards")
+    lab.reconcile()
+    assert lab.get(generation_id) == before
+
+
+def test_another_end_than_the_recorded_one_is_told_once(lab):
+    generation_id = lab.send()
+    lab.complete(generation_id)
+    lab.sim.fault("list", "backwards", status="failed", times=2)
+    lab.reconcile()
+    lab.reconcile()
+    assert lab.get(generation_id).status is Status.COMPLETED
+    assert lab.history(generation_id).count("contradiction") == 1
+
+
+def test_two_at_once(lab):
+    lab.sim.fault("submit", "lost", times=6)
+    ids = [lab.send(f"lost {n}") for n in range(6)]
+    ids += [lab.send(f"cat {n}") for n in range(6)]
+    lab.sim.inject(count=20)
+    lab.end_tasks()
+    with in_background(lab.reconcile):
+        lab.reconcile()
+    assert {lab.get(i).status for i in ids} == {Status.COMPLETED}
+    assert all(lab.history(i).count("complete") == 1 for i in ids)
+    assert reconcile.strays(lab.rt) == {"foreign": 20}
+
+
+def test_equal_seeds_of_two_generations_without_doubt(lab):
+    """Both answered: each has its own task, and neither is stray."""
+    first, second = lab.send("one", seed=42), lab.send("two", seed=42)
+    report = lab.reconcile()
+    assert (report.possible, report.second, report.foreign) == ((), (), ())
+    assert lab.get(first).remote_task_id != lab.get(second).remote_task_id
+    lab.end_tasks()
+
+
+@pytest.mark.parametrize("seed_echo", ["used", "null"])
+def test_a_task_that_is_seen_before_its_answer_came(lab, seed_echo):
+    """With a fixed seed, or none to be seen, it looks like a stray; it is one only until then."""
+    lab.sim.configure(seed_echo=seed_echo)
+    lab.sim.fault("submit", "delay_after", seconds=0.5, times=1)
+    claim = lab.start(text_request(seed=42))
+    with in_background(lambda: lab.run(claim)):
+        lab.sim.wait(tasks=1)
+        lab.reconcile()
+        assert lab.get(claim.id).status is Status.SUBMITTING
+    assert lab.get(claim.id).status is Status.RUNNING
+    lab.reconcile()
+    assert lab.strays() == []
+    lab.complete(claim.id)
