@@ -20,7 +20,7 @@ PREFIX = "SEEDANCE_"
 OUTSIDE = frozenset({"SEEDANCE_SIMULATOR_KEY", "SEEDANCE_HEARTBEAT_FILE", "SEEDANCE_DATA_DIR"})
 """Variables with our prefix that are read elsewhere."""
 
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class SettingsError(ValueError):
@@ -51,10 +51,16 @@ class Settings(BaseSettings):
         " task, client time-outs notwithstanding.",
     )
     list_lag: float = Field(
-        15.0, ge=0, description="L: the longest lag until a created task shows in the list."
+        15.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="L: the longest lag until a created task shows in the list.",
     )
     settle_margin: float = Field(
-        5.0, ge=0, description="Added to B + K + L before an unknown outcome is resolved."
+        5.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Added to B + K + L before an unknown outcome is resolved.",
     )
     key_exclusive: bool = Field(
         False,
@@ -201,13 +207,19 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
         raise SettingsError("\n".join(_explain(error))) from None
 
 
+_SECRET = frozenset({"api_key", "database_url", "broker_url"})
+"""Settings whose values are or hold secrets, and so are shown nowhere."""
+
+
 def _explain(error: ValidationError) -> list[str]:
     lines = []
-    for problem in error.errors(include_url=False, include_context=False, include_input=False):
+    for problem in error.errors(include_url=False, include_context=False):
         where = ".".join(str(part) for part in problem["loc"][:1])
         what = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "missing":
             what = "is not set: " + (Settings.model_fields[where].description or "it is needed")
+        elif problem["type"] != "value_error" and where not in _SECRET:
+            what = f"is {str(problem['input'])[:80]!r}: {what[:1].lower()}{what[1:]}"
         lines.append(f"{PREFIX}{where.upper()} {what}" if where else what)
     return lines
 

@@ -1,0 +1,214 @@
+"""Settings: every variable is read, every wrong one is named, no secret is shown."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from models.database import normalise_url
+from models.submission import Timing
+from worker.settings import (
+    OUTSIDE,
+    Settings,
+    SettingsError,
+    load_settings,
+    unknown_variables,
+)
+
+SECRET = "sk-very-secret"
+NEEDED = {
+    "SEEDANCE_API_KEY": SECRET,
+    "SEEDANCE_DATABASE_URL": "postgresql://user:pass-word@db/seedance",
+}
+ROOT = str(Path(__file__).parent)
+
+GOOD = {
+    "api_key": ("other-key", None),
+    "api_base_url": ("http://127.0.0.1:8080/", "http://127.0.0.1:8080"),
+    "database_url": ("postgres://h/db", "postgresql+psycopg://h/db"),
+    "broker_url": ("rediss://broker:6380/3", "rediss://broker:6380/3"),
+    "send_budget": ("2.5", 2.5),
+    "late_creation": ("30", 30.0),
+    "list_lag": ("0", 0.0),
+    "settle_margin": ("0", 0.0),
+    "key_exclusive": ("true", True),
+    "lease": ("90", 90.0),
+    "http_timeout": ("12", 12.0),
+    "http_connect_timeout": ("2", 2.0),
+    "poll_min": ("6", 6.0),
+    "poll_max": ("60", 60.0),
+    "reconcile_every": ("60", 60.0),
+    "balance_every": ("60", 60.0),
+    "max_in_flight": ("1", 1),
+    "rate_limit": ("600/minute", "600/minute"),
+    "max_attempts": ("1", 1),
+    "max_tries": ("2", 2),
+    "tick": ("0.1", 0.1),
+    "probe_every": ("7", 7.0),
+    "upload_valid": ("60", 60.0),
+    "upload_max_bytes": ("1", 1),
+    "media_roots": (f"{ROOT}:/", (Path(ROOT), Path("/"))),
+    "allow_private_sources": ("1", True),
+    "retain_rejected": ("60", 60.0),
+}
+BAD = {
+    "api_key": ["with space", "new\nline", "ключ"],
+    "api_base_url": ["ftp://x", "https://user@host", "https://h?x=1", "https://", "host"],
+    "database_url": ["mysql://h/db", "postgresql://h", "h/db", "sqlite:///x"],
+    "broker_url": ["http://h", "127.0.0.1:6379"],
+    "rate_limit": ["20", "0/second", "20/fortnight", "-1/second", "20/second; 3/hour"],
+    "media_roots": ["relative", "/no/such/folder", f"{ROOT}:nowhere"],
+    "key_exclusive": ["perhaps"],
+    "allow_private_sources": ["2"],
+    "max_in_flight": ["0", "-1", "1.5", "many"],
+    "max_attempts": ["0", "x"],
+    "max_tries": ["1", "x"],
+    "upload_max_bytes": ["0", "x"],
+    "list_lag": ["-0.1", "x", "nan", "inf"],
+    "settle_margin": ["-1", "nan", "inf"],
+} | {
+    name: ["0", "-1", "soon", "nan", "inf"]
+    for name, (value, _) in GOOD.items()
+    if name not in ("list_lag", "settle_margin") and re.fullmatch(r"[\d.]+", value)
+    if name not in ("max_in_flight", "max_attempts", "max_tries", "upload_max_bytes")
+    if name != "allow_private_sources"
+}
+
+
+def variable(name: str) -> str:
+    return f"SEEDANCE_{name.upper()}"
+
+
+def test_both_tables_of_this_test_are_complete():
+    assert set(GOOD) == set(Settings.model_fields)
+    assert set(BAD) == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_every_variable_is_read(name):
+    value, meant = GOOD[name]
+    settings = load_settings({**NEEDED, variable(name): value})
+    if name == "api_key":
+        assert settings.api_key.get_secret_value() == value
+    else:
+        assert getattr(settings, name) == meant
+        assert load_settings(NEEDED).model_dump()[name] != meant or name == "list_lag"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in BAD.items() for value in values]
+)
+def test_a_wrong_value_names_its_variable(name, value):
+    with pytest.raises(SettingsError, match=rf"^{variable(name)}\b") as caught:
+        load_settings({**NEEDED, variable(name): value})
+    assert SECRET not in str(caught.value)
+    if name not in ("api_key", "database_url", "broker_url", "api_base_url"):
+        shown = value.rpartition(":")[2] if name == "media_roots" else value
+        assert shown in str(caught.value), "the value is shown"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "bound"),
+    [
+        ("poll_min", "-1", "greater than 0"),
+        ("max_in_flight", "0", "greater than or equal to 1"),
+        ("rate_limit", "20/fortnight", "20/second"),
+        ("broker_url", "http://h", "redis://"),
+        ("database_url", "mysql://h/db", "postgresql+psycopg://"),
+    ],
+)
+def test_a_wrong_value_says_what_is_allowed(name, value, bound):
+    with pytest.raises(SettingsError, match=re.escape(bound)):
+        load_settings({**NEEDED, variable(name): value})
+
+
+def test_every_wrong_variable_is_named_at_once():
+    with pytest.raises(SettingsError) as caught:
+        load_settings({**NEEDED, "SEEDANCE_TICK": "x", "SEEDANCE_MAX_TRIES": "0"})
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("missing", NEEDED)
+@pytest.mark.parametrize("how", ["absent", "empty"])
+def test_what_is_needed_is_asked_for(missing, how):
+    given = {**NEEDED, missing: ""}
+    if how == "absent":
+        del given[missing]
+    with pytest.raises(SettingsError, match=f"{missing} is not set"):
+        load_settings(given)
+
+
+def test_an_empty_variable_counts_as_not_given():
+    assert load_settings({**NEEDED, "SEEDANCE_TICK": ""}).tick == 1.0
+
+
+def test_a_lease_must_outlive_the_longest_request():
+    given = {**NEEDED, "SEEDANCE_HTTP_TIMEOUT": "20", "SEEDANCE_HTTP_CONNECT_TIMEOUT": "5"}
+    with pytest.raises(SettingsError, match="SEEDANCE_LEASE is 25 s"):
+        load_settings({**given, "SEEDANCE_LEASE": "25"})
+    assert load_settings({**given, "SEEDANCE_LEASE": "25.1"}).lease == 25.1
+
+
+def test_polls_cannot_be_further_apart_at_least_than_at_most():
+    with pytest.raises(SettingsError, match="SEEDANCE_POLL_MAX is 5 s, under SEEDANCE_POLL_MIN"):
+        load_settings({**NEEDED, "SEEDANCE_POLL_MIN": "6", "SEEDANCE_POLL_MAX": "5"})
+
+
+def test_the_machines_environment_is_not_looked_at_when_another_is_given(monkeypatch):
+    monkeypatch.setenv("SEEDANCE_TICK", "77")
+    monkeypatch.setenv("TICK", "78")
+    assert load_settings(NEEDED).tick == 1.0
+    monkeypatch.setenv("SEEDANCE_API_KEY", "k")
+    monkeypatch.setenv("SEEDANCE_DATABASE_URL", "postgres://h/db")
+    assert load_settings().tick == 77
+
+
+def test_settings_do_not_change():
+    settings = load_settings(NEEDED)
+    with pytest.raises(ValueError, match="frozen"):
+        settings.tick = 5
+
+
+def test_no_secret_is_shown():
+    settings = load_settings({**NEEDED, "SEEDANCE_BROKER_URL": "redis://:broker-pass@h/0"})
+    for shown in (repr(settings), str(settings), f"{settings.api_key}"):
+        assert SECRET not in shown
+        assert "pass-word" not in shown
+        assert "broker-pass" not in shown
+
+
+@pytest.mark.parametrize("url", ["mysql://u:pass-word@h/db", "postgresql://u:pass-word@h"])
+def test_a_wrong_address_is_refused_without_its_password(url):
+    with pytest.raises(SettingsError) as caught:
+        load_settings({**NEEDED, "SEEDANCE_DATABASE_URL": url})
+    assert "pass-word" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
+def test_every_form_of_the_database_address_means_psycopg(scheme):
+    rest = "u:p%40ss@h:5433/db?sslmode=require"
+    assert normalise_url(f"{scheme}://{rest}") == f"postgresql+psycopg://{rest}"
+
+
+def test_the_database_may_be_behind_a_socket():
+    assert "host=%2Frun%2Fpg" in normalise_url("postgresql://u@/db?host=/run/pg")
+
+
+@pytest.mark.parametrize("scheme", ["postgresql+asyncpg", "postgresql+psycopg2", "mysql", ""])
+def test_other_databases_and_drivers_are_refused(scheme):
+    with pytest.raises(ValueError, match="not a PostgreSQL address"):
+        normalise_url(f"{scheme}://h/db")
+
+
+def test_a_slip_in_a_name_is_reported():
+    given = {**NEEDED, "SEEDANCE_POLL_MINIMUM": "5", "SEEDANCE_MAX_INFLIGHT": "5", "PATH": "/"}
+    given |= dict.fromkeys(OUTSIDE, "x")
+    assert unknown_variables(given) == ["SEEDANCE_MAX_INFLIGHT", "SEEDANCE_POLL_MINIMUM"]
+
+
+def test_the_protocols_times_are_the_documented_ones():
+    assert load_settings(NEEDED).timing == Timing(10, 60, 15, 5)
+
+
+def test_every_setting_is_described():
+    assert all(len(field.description or "") > 20 for field in Settings.model_fields.values())
