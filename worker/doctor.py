@@ -76,8 +76,7 @@ def examine(environ: Mapping[str, str], *, found_by: str) -> list[Check]:
         for name in unknown_variables(environ)
     ]
     try:
-        # Shorter than a worker's: somebody waits for the answer.
-        settings = load_settings(environ, http_timeout=8.0, http_connect_timeout=4.0, lease=60.0)
+        settings = load_settings(environ)
     except SettingsError as error:
         hint = "set it right, or start `seedance up` in this folder and unset all SEEDANCE_…"
         checks += [_wrong("settings", line, hint) for line in str(error).splitlines()]
@@ -187,15 +186,12 @@ def _server(conn: Connection) -> list[Check]:
         checks = [_wrong("database", f"PostgreSQL {version}", "14 or newer is needed")]
     else:
         checks = [_ok("database", f"PostgreSQL {version} answers")]
-    for name in ("synchronous_commit", "fsync"):
-        if shown[name] == "off":
-            checks.append(
-                _wrong(
-                    "database",
-                    f"{name} is off: a crash can forget what was submitted",
-                    f"set {name} = on; without it nothing here is promised",
-                )
-            )
+    if shown["synchronous_commit"] == "off":
+        found = "synchronous_commit is off: a crash can forget what was submitted"
+        checks.append(_wrong("database", found, "set it on; without it nothing here is promised"))
+    if shown["fsync"] == "off":
+        found = "fsync is off: a power cut can forget what was submitted, or break the data"
+        checks.append(_warn("database", found, "set it on, unless the data are for trying out"))
     return checks
 
 
@@ -366,9 +362,10 @@ def _provider(settings: Settings) -> _Findings:
     config = ClientConfig(
         api_key=settings.api_key.get_secret_value(),
         base_url=where,
-        connect_timeout=settings.http_connect_timeout,
-        read_timeout=settings.http_timeout,
-        total_timeout=settings.http_timeout,
+        # Shorter than a worker's: somebody waits for the answer.
+        connect_timeout=min(settings.http_connect_timeout, 4.0),
+        read_timeout=min(settings.http_timeout, 8.0),
+        total_timeout=min(settings.http_timeout, 8.0),
     )
     try:
         with SeedanceClient(config) as client:

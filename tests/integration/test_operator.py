@@ -1,5 +1,6 @@
 """An operator's decisions: each on the attempt it names, and none that could pay twice."""
 
+import logging
 import time
 import uuid
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import simulator
 from api_client import TaskNotFound
 from models import reads
 from worker import operator, producer
+from worker.cli import run
 from worker.operator import DecisionRefused
 from worker.runtime import Runtime
 from worker.upkeep import reconcile
@@ -155,3 +157,33 @@ def test_what_was_never_sent_needs_no_decision(rt, steps) -> None:
         operator.latest_attempt(rt.engine, steps.enqueue())
     with pytest.raises(DecisionRefused, match="there is no generation"):
         operator.latest_attempt(rt.engine, uuid.uuid4())
+
+
+def test_the_command_names_the_attempt(
+    rt: Runtime,
+    steps: Any,
+    sim: simulator.Simulator,
+    in_doubt: Callable[..., uuid.UUID],
+    environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", list(root.handlers))
+    monkeypatch.setattr(root, "level", root.level)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    generation_id = str(in_doubt())
+    task_id = sim.submits()[-1]["task_id"]
+
+    def told(*argv: str, code: int) -> str:
+        assert run(["resolve", generation_id, *argv]) == code
+        shown = capsys.readouterr()
+        return shown.out + shown.err
+
+    assert "is at attempt 1" in told("--fail", "--attempt", "2", code=1)
+    assert "deciding on attempt 1" in told("--adopt", "nonsense", code=1)
+    assert "is running" in told("--adopt", task_id, "--attempt", "1", code=0)
+    with rt.engine.connect() as conn:
+        events = reads.events(conn, uuid.UUID(generation_id))
+    assert any((event.detail or {}).get("by", "").startswith("operator ") for event in events)

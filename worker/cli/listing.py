@@ -26,7 +26,9 @@ _COLUMNS = (
 
 
 @click.command("list")
-@click.option("-s", "--status", "statuses", multiple=True, type=click.Choice([*Status]))
+@click.option(
+    "-s", "--status", "statuses", multiple=True, type=click.Choice([str(s) for s in Status])
+)
 @click.option("--tenant", help="Of this tenant only.")
 @click.option("--attention", is_flag=True, help="Only those that need an operator.")
 @click.option(

@@ -19,10 +19,10 @@ _BEGINNING = re.compile(rf"[0-9a-f]{{{_SHORTEST},31}}")
 
 def find(conn: Connection, name: str) -> GenerationView:
     """The generation of that name. Raises BadInput or Failed, which say what was tried."""
-    if (generation_id := _uuid(name)) is not None:
-        found = reads.get(conn, generation_id)
-    else:
-        found = reads.by_remote_task(conn, name) or _by_beginning(conn, name)
+    generation_id = _uuid(name)
+    found = None if generation_id is None else reads.get(conn, generation_id)
+    # Ids of remote tasks may look like ours.
+    found = found or reads.by_remote_task(conn, name) or _by_beginning(conn, name)
     if found is None:
         raise Failed(f"there is no generation {name}, and none follows a remote task of that id")
     return found

@@ -1,0 +1,218 @@
+"""The commands against a real service: a worker, a database, a broker, a provider."""
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models import gates
+from worker.cli import run
+
+BIN = Path(sys.executable).parent
+NOWHERE = "127.0.0.1:1"
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = before
+    root.setLevel(level)
+
+
+class Cli:
+    """Runs commands in this process, with the settings of the test's service."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+        self.err = ""
+
+    def __call__(self, *argv: str, code: int = 0) -> str:
+        self._capsys.readouterr()
+        returned = run(list(argv))
+        shown = self._capsys.readouterr()
+        self.err = shown.err
+        assert returned == code, f"{argv}: {returned}\n{shown.out}\n{shown.err}"
+        assert "Traceback" not in shown.err
+        return shown.out
+
+    def json(self, *argv: str, code: int = 0) -> Any:
+        return json.loads(self(*argv, "--json", code=code))
+
+
+@pytest.fixture
+def cli(
+    environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> Cli:
+    monkeypatch.chdir(tmp_path)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return Cli(capsys)
+
+
+def test_from_enqueued_to_paid(cli: Cli, service: Any, sim: Any) -> None:
+    service.ready(service.worker())
+    done = cli.json("generate", "--text", "a cat", "--metadata", '{"order": 7}', "--wait")
+    assert (done["status"], done["metadata"], done["credit_cost"]) == (
+        "completed",
+        {"order": 7},
+        done["estimated_cost"],
+    )
+    assert "running" in cli.err, "progress is told while it works"
+
+    refused = cli("generate", "--text", "x [sim: refuse=COPYRIGHT_VIOLATION]", "--wait", code=1)
+    assert "COPYRIGHT_VIOLATION" in refused
+
+    shown = cli.json("show", done["id"])
+    assert shown == cli.json("show", done["remote_task_id"])
+    assert "video_url" not in shown
+    assert [event["event"] for event in shown["events"]][:2] == ["accept", "admit"]
+    assert shown["attempts"][0]["outcome"] == "submitted"
+    assert cli.json("show", done["id"][:8], "--url")["video_url"].startswith("http")
+    refused_id = cli.json("list", "--status", "failed")[0]["id"]
+    assert "[sim: refuse" in cli("show", refused_id), "brackets are no markup"
+
+    lines = [line.split("\t") for line in cli("list").splitlines()]
+    assert [line[0] for line in lines] == ["id", refused_id, done["id"]]
+    assert [view["id"] for view in cli.json("list", "--status", "completed")] == [done["id"]]
+    assert cli.json("list", "--tenant", "nobody") == []
+
+    now = cli.json("watch")
+    assert (now["by_status"]["completed"], now["in_flight"], now["gates"]) == (1, 0, {})
+    assert cli("watch", "--for", "0").count("\n") == 1
+
+    [cost] = cli.json("cost", "--by", "tenant", "--by", "model", "--since", "1h")
+    assert (cost["generations"], cost["completed"], cost["charged"]) == (2, 1, done["credit_cost"])
+    assert cli.json("balance")["used_credits"] == done["credit_cost"]
+
+    already = cli("cancel", done["id"], code=1)
+    assert "completed already" in already
+    cli("show", str(uuid.uuid4()), code=1)
+    assert cli.json("doctor")[0]["level"] == "ok"
+
+
+def test_idempotency_and_cancel_before_any_worker(cli: Cli) -> None:
+    once = cli.json("generate", "--text", "a cat", "--idempotency-key", "k", "--priority", "3")
+    again = cli("generate", "--text", "a cat", "--idempotency-key", "k", "--priority", "3").strip()
+    assert again == once["id"]
+    cli("generate", "--text", "a dog", "--idempotency-key", "k", code=2)
+    assert "was used before" in cli.err
+    assert cli.json("cancel", once["id"])[0]["status"] == "cancelled"
+
+
+def test_reconcile_tells_what_is_not_ours(cli: Cli, sim: Any) -> None:
+    [foreign] = sim.inject(seed=5)
+    report = cli.json("reconcile")
+    assert (report["complete"], report["foreign"], report["adopted"]) == (True, [foreign], [])
+
+
+def test_migrate_checks_first(cli: Cli, postgres: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"empty_{uuid.uuid4().hex[:8]}"
+    monkeypatch.setenv("SEEDANCE_DATABASE_URL", postgres.create_database(name))
+    monkeypatch.delenv("SEEDANCE_API_KEY")
+    cli("list", code=1)
+    assert "seedance migrate" in cli.err
+    assert cli.json("migrate", "--check", code=1)["up_to_date"] is False
+    assert cli.json("migrate")["up_to_date"] is True
+    cli("migrate", "--check")
+    postgres.drop_database(name)
+
+
+BROKEN = {
+    "database": ("SEEDANCE_DATABASE_URL", f"postgresql://u:geheim@{NOWHERE}/x", "PostgreSQL"),
+    "broker": ("SEEDANCE_BROKER_URL", f"redis://:geheim@{NOWHERE}/0", "Valkey or Redis"),
+    "api key": ("SEEDANCE_API_KEY", "geheim-but-wrong", "INVALID_API_KEY"),
+    "provider": ("SEEDANCE_API_BASE_URL", f"http://{NOWHERE}", "can't be reached"),
+    "settings": ("SEEDANCE_LEASE", "soon", "SEEDANCE_LEASE"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_doctor_names_the_cause(name: str, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    variable, value, says = BROKEN[name]
+    monkeypatch.setenv(variable, value)
+    began = time.monotonic()
+    checks = cli.json("doctor", code=1)
+    assert time.monotonic() - began < 20
+    [wrong] = [check for check in checks if check["level"] == "wrong"]
+    assert wrong["name"] == name
+    assert says in wrong["found"]
+    assert wrong["mend"]
+    assert "geheim" not in str(checks)
+    assert any(check["level"] == "ok" for check in checks)
+
+
+def test_doctor_warns(cli: Cli, rt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEEDANCE_LESE", "60")
+    with rt.engine.begin() as conn:
+        gates.close(conn, gates.GateName.CREDIT, "INSUFFICIENT_CREDIT: none left")
+    checks = {check["name"]: check for check in cli.json("doctor")}
+    assert checks["settings"]["level"] == "ok"
+    assert "none left" in checks["gates"]["found"]
+    assert checks["gates"]["level"] == "warn"
+    assert checks["workers"]["level"] == "warn"
+    assert "SEEDANCE_LESE" in cli("doctor")
+
+
+def test_an_unreachable_database_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEEDANCE_DATABASE_URL", f"postgresql://u:geheim@{NOWHERE}/x")
+    cli("list", code=1)
+    assert cli.err.startswith("the database can't be reached: ")
+    assert cli.err.count("\n") == 1
+    assert "geheim" not in cli.err
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 40
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def test_ctrl_c_is_130_and_a_worker_waits_for_its_tables(
+    environment: dict[str, str], postgres: Any, tmp_path: Path
+) -> None:
+    name = f"empty_{uuid.uuid4().hex[:8]}"
+    env = {**environment, "SEEDANCE_DATABASE_URL": postgres.create_database(name)}
+    log = tmp_path / "worker.log"
+    with log.open("wb") as out:
+        worker = subprocess.Popen(
+            [BIN / "seedance", "worker"], env=env, cwd=tmp_path, stdout=out, stderr=out
+        )
+        watch = subprocess.Popen(
+            [BIN / "seedance", "watch"],
+            env={**env, "SEEDANCE_DATABASE_URL": environment["SEEDANCE_DATABASE_URL"]},
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+    try:
+        assert watch.stdout is not None
+        assert "no generations" in watch.stdout.readline()
+        watch.send_signal(signal.SIGINT)
+        assert watch.wait(20) == 130
+        wait_for(lambda: "run `seedance migrate`" in log.read_text(), log.read_text())
+        migrated = subprocess.run([BIN / "seedance", "migrate"], env=env, cwd=tmp_path, timeout=50)
+        assert migrated.returncode == 0
+        wait_for(lambda: " ready." in log.read_text(), log.read_text())
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(30) == 0
+    finally:
+        for process in (watch, worker):
+            process.kill()
+            process.wait()
+        if watch.stdout is not None:
+            watch.stdout.close()
+        postgres.drop_database(name)
