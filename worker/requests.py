@@ -26,6 +26,7 @@ MAX_REQUEST_BYTES = 256 * 1024
 MAX_METADATA_BYTES = 64 * 1024
 _MAX_NAME = 200
 _PRIORITY = 32_767
+_DEPTH = 100
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,10 @@ def _check_size(field: str, value: Mapping[str, Any], most: int) -> None:
         raise InvalidRequest(field, f"{size} bytes of JSON", f"at most {most} bytes")
 
 
-def _check_json(field: str, value: Any) -> None:
+def _check_json(field: str, value: Any, depth: int = 0) -> None:
     """What PostgreSQL's jsonb can keep: no NUL, no lone surrogate, no NaN, and text as keys."""
+    if depth > _DEPTH:
+        raise InvalidRequest(field, "lists or objects in one another", f"at most {_DEPTH} levels")
     match value:
         case None | bool() | int():
             return
@@ -136,9 +139,9 @@ def _check_json(field: str, value: Any) -> None:
                 if not isinstance(key, str):
                     raise InvalidRequest(field, key, "text as a key")
                 _check_json(field, key)
-                _check_json(f"{field}.{key}"[:80], inner)
+                _check_json(f"{field}.{key}"[:80], inner, depth + 1)
         case Sequence() if not isinstance(value, bytes):
             for inner in value:
-                _check_json(field, inner)
+                _check_json(field, inner, depth + 1)
         case _:
             raise InvalidRequest(field, type(value).__name__, "a JSON value")
