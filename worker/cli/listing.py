@@ -83,7 +83,7 @@ def row_of(view: GenerationView) -> list[str | Text]:
     took = output.age(view.created_at, view.finished_at) if view.finished_at else ""
     cost = view.credit_cost if view.ended else view.estimated_cost
     return [
-        str(view.id)[:13],
+        str(view.id)[:8],  # enough for `show`, which says so if it is not
         output.status_text(view.status),
         view.remote_status or "",
         output.age(view.created_at),

@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 import click
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -30,6 +31,8 @@ STYLES = {
 """Colours of statuses."""
 
 _PIPE_WIDTH = 240
+_NARROWEST = 8
+_GAP = 2
 
 _SECRET = ("video_url", "last_frame_url")
 
@@ -146,6 +149,13 @@ def table_of_rows(
     shrink: str = "",
 ) -> Table:
     """A plain table whose column `shrink` alone gives way on a narrow screen."""
+    listed = list(rows)
+    widths = {
+        heading: max(cell_len(str(cell)) for cell in [heading, *(row[place] for row in listed)])
+        for place, heading in enumerate(headings)
+    }
+    others = sum(width + _GAP for heading, width in widths.items() if heading != shrink)
+    room = max(_NARROWEST, console().width - others)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
         table.add_column(
@@ -153,9 +163,9 @@ def table_of_rows(
             justify="right" if heading in right else "left",
             no_wrap=True,
             overflow="ellipsis",
-            ratio=1 if heading == shrink else None,
+            max_width=room if heading == shrink else None,
         )
-    for row in rows:
+    for row in listed:
         table.add_row(*row)
     return table
 
