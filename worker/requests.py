@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
+from urllib.parse import urlsplit
 
 from api_client import ContentItem, GenerationRequest, InvalidRequest, estimate_cost
 from models.intake import NewGeneration
@@ -66,6 +67,10 @@ def _check_source(item: ContentItem) -> None:
         raise InvalidRequest(item.type, value, f"a file after {scheme}:")
     if "\x00" in value or any(part == ".." for part in rest.split("/")):
         raise InvalidRequest(item.type, value, "a plain path, without .. in it")
+    try:
+        urlsplit(value)
+    except ValueError:
+        raise InvalidRequest(item.type, value, "an address that can be read") from None
 
 
 def new_generation(

@@ -59,15 +59,19 @@ def opened(
     """
     scheme = source.partition(":")[0].lower()
     if scheme == "path":
-        with _open_path(source[len("path:") :], settings.media_roots) as file:
-            yield _measured(file, Path(source).name, settings.upload_max_bytes, on_read)
+        path = source[len("path:") :]
+        with _open_path(path, settings.media_roots) as file:
+            yield _measured(file, Path(path).name, settings.upload_max_bytes, on_read)
         return
+    try:
+        name = PurePosixPath(unquote(urlsplit(source).path)).name or "reference"
+    except ValueError as error:
+        raise SourceRefusedError(f"a reference is no address: {error}") from None
     with tempfile.TemporaryFile(prefix="seedance-reference-") as spool:
         if scheme == "s3":
             _copy_s3(source, spool, settings.upload_max_bytes, on_read)
         else:
             _copy_http(source, spool, settings, on_read)
-        name = PurePosixPath(unquote(urlsplit(source).path)).name or "reference"
         yield _measured(spool, name, settings.upload_max_bytes, on_read)
 
 

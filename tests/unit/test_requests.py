@@ -133,6 +133,7 @@ def test_a_request_with_a_source_says_so():
         "path:/media/..",
         "s3://bucket/../other",
         "path:a\x00.png",
+        "https://[bad/a.png",
     ],
 )
 def test_a_source_is_a_plain_path(value):
