@@ -1,0 +1,153 @@
+"""The database: its server, its tables, its rows."""
+
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import Connection, func, select, text
+from sqlalchemy.exc import DBAPIError
+
+from api_client import redact
+from models import gates, reads
+from models.database import make_engine
+from models.tables import BalanceSnapshot, Generation, RejectedMessage, StrayTask
+from worker import migrate
+from worker.checkup.finding import Check, Findings, ok, warn, wrong
+from worker.settings import Settings
+
+_OLDEST_POSTGRES = 140_000
+_LATE = 60.0
+
+
+def database(settings: Settings) -> Findings:
+    """The server, its tables, and what the rows say of the service."""
+    engine = make_engine(settings.database_url, pool_size=1, application="seedance-doctor")
+    try:
+        with engine.connect() as conn:
+            before = datetime.now(UTC)
+            now = conn.execute(select(func.clock_timestamp())).scalar_one()
+            middle = before + (datetime.now(UTC) - before) / 2
+            checks = _server(conn)
+        revision = migrate.revision(engine)
+        checks.append(_tables(revision))
+        if revision.up_to_date or not revision.known:
+            with engine.connect() as conn:
+                checks += _rows(conn, settings)
+        return Findings(tuple(checks), (now - middle).total_seconds())
+    except DBAPIError as error:
+        said = redact(" ".join(str(error.orig).split()))[:300]
+        return Findings(
+            (
+                wrong(
+                    "database",
+                    f"PostgreSQL can't be used: {said}",
+                    "start it, or correct SEEDANCE_DATABASE_URL (host, user, password, name)",
+                ),
+            )
+        )
+    finally:
+        engine.dispose()
+
+
+def _server(conn: Connection) -> list[Check]:
+    shown = {
+        name: str(conn.execute(text(f"SHOW {name}")).scalar_one())
+        for name in ("server_version", "server_version_num", "synchronous_commit", "fsync")
+    }
+    version = shown["server_version"].split()[0]
+    if int(shown["server_version_num"]) < _OLDEST_POSTGRES:
+        checks = [wrong("database", f"PostgreSQL {version}", "14 or newer is needed")]
+    else:
+        checks = [ok("database", f"PostgreSQL {version} answers")]
+    if shown["synchronous_commit"] == "off":
+        found = "synchronous_commit is off: a crash can forget what was submitted"
+        checks.append(wrong("database", found, "set it on; without it nothing here is promised"))
+    if shown["fsync"] == "off":
+        found = "fsync is off: a power cut can forget what was submitted, or break the data"
+        checks.append(warn("database", found, "set it on, unless the data are for trying out"))
+    return checks
+
+
+def _tables(revision: migrate.Revision) -> Check:
+    at = revision.current or "nothing"
+    if revision.up_to_date:
+        return ok("migrations", f"up to date ({at})")
+    if not revision.known:
+        return warn("migrations", f"at {at}, newer than this version", "update this version")
+    return wrong("migrations", f"at {at}, {revision.head} is needed", "run `seedance migrate`")
+
+
+def _rows(conn: Connection, settings: Settings) -> list[Check]:
+    summary = reads.summary(conn)
+    checks = [_lateness(summary)]
+    closed = gates.sending(conn).closed
+    for gate in closed:
+        since = f"{gate.closed_at.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
+        until = f", opens at {gate.opens_at:%H:%M:%S}Z" if gate.opens_at else ""
+        checks.append(
+            warn(
+                "gates",
+                f"{gate.name} is closed since {since}{until}: {redact(gate.reason)}",
+                _GATES[gate.name],
+            )
+        )
+    if not closed:
+        checks.append(ok("gates", "all open"))
+    if summary.attention:
+        found = f"{summary.attention} generations need an operator"
+        checks.append(warn("attention", found, "seedance list --attention"))
+    else:
+        checks.append(ok("attention", "no generation needs an operator"))
+    second = _count(conn, select(func.count()).where(StrayTask.kind == "second"))
+    if second:
+        checks.append(
+            warn("strays", f"{second} second tasks: paid twice", "seedance reconcile lists them")
+        )
+    day = func.now() - timedelta(days=1)
+    rejected = _count(conn, select(func.count()).where(RejectedMessage.at > day))
+    if rejected:
+        checks.append(
+            warn(
+                "messages",
+                f"{rejected} unreadable messages were set aside in the last day",
+                "see the table rejected_messages: some producer sends nonsense",
+            )
+        )
+    checks.append(_upkeep(conn, settings))
+    return checks
+
+
+_GATES = {
+    gates.GateName.API_KEY: "correct SEEDANCE_API_KEY; `seedance balance` opens it at once",
+    gates.GateName.CREDIT: "buy credits; `seedance balance` opens it at once",
+    gates.GateName.BACKOFF: "the provider asked to wait: it opens by itself",
+}
+
+
+def _lateness(summary: reads.Summary) -> Check:
+    late = summary.oldest_due_seconds
+    if late > _LATE:
+        return wrong(
+            "schedule", f"work is late by {late:.0f} s", "start workers: `seedance worker`"
+        )
+    return ok("schedule", f"{summary.in_flight} in flight, nothing late")
+
+
+def _upkeep(conn: Connection, settings: Settings) -> Check:
+    """Beat leaves no trace but what it had done: balances are recorded as often as it says."""
+    age: float | None = conn.execute(
+        select(func.extract("epoch", func.now() - func.max(BalanceSnapshot.at)))
+    ).scalar_one()
+    patience = 3 * settings.balance_every + 60
+    if age is None:
+        oldest = conn.execute(
+            select(func.extract("epoch", func.now() - func.min(Generation.created_at)))
+        ).scalar_one()
+        if oldest is None or oldest < patience:
+            return ok("upkeep", "nothing recorded yet")
+    elif age < patience:
+        return ok("upkeep", f"the balance was recorded {float(age):.0f} s ago")
+    since = "never" if age is None else f"{float(age):.0f} s ago"
+    return warn("upkeep", f"the balance was last recorded {since}", "is `seedance beat` running?")
+
+
+def _count(conn: Connection, query: object) -> int:
+    return int(conn.execute(query).scalar_one())  # type: ignore[call-overload]
