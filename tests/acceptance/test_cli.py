@@ -64,7 +64,9 @@ def cli(
 
 def test_from_enqueued_to_paid(cli: Cli, service: Any, sim: Any) -> None:
     service.ready(service.worker())
-    done = cli.json("generate", "--text", "a cat", "--metadata", '{"order": 7}', "--wait")
+    done = cli.json(
+        "generate", "--text", "a cat", "--metadata", '{"order": 7}', "--wait", "--timeout", "50"
+    )
     assert (done["status"], done["metadata"], done["credit_cost"]) == (
         "completed",
         {"order": 7},
