@@ -100,6 +100,9 @@ def run(folder: Path, *, plain: bool, workers: int) -> int:
             _wait_ready(supervisor)
             screen.step(f"simulator, {workers} workers, beat run (log: {_shown(log)})")
             found = _work(screen, where, engine)
+        except KeyboardInterrupt:
+            found = []  # whoever stops it needs no log
+            raise
         finally:
             if found:
                 _show_log(screen, log)
