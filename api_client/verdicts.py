@@ -109,6 +109,10 @@ def classify(endpoint: Endpoint, code: str, http_status: int | None) -> Disposit
     known = TABLE.get(code, {}).get(endpoint)
     if known is not None:
         return known
+    if endpoint == "submit" and not code:
+        # Without the provider's envelope anything in between may have answered, and the task
+        # may exist: only the provider itself can refuse a submit.
+        return _A
     if http_status is not None and 300 <= http_status < 500:
         return _BY_STATUS.get(http_status, {}).get(endpoint) or (
             # Storage is no endpoint of the provider; its uploads are harmless to repeat.

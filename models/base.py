@@ -1,11 +1,12 @@
 """Declarative base, naming of constraints, and the column types the tables share."""
 
+from collections.abc import Iterable
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, cast
 
-from sqlalchemy import MetaData, Numeric, Table
-from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy import ColumnElement, MetaData, Numeric, Table, Text, any_, bindparam
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, mapped_column
 
 # Stated names make a migration that drops a constraint possible on every database.
@@ -35,3 +36,8 @@ class Base(DeclarativeBase):
 def table_of(model: type[Base]) -> Table:
     """The table of a model, for statements of SQLAlchemy's Core."""
     return cast("Table", model.__table__)
+
+
+def among(column: ColumnElement[Any], values: Iterable[str]) -> ColumnElement[bool]:
+    """`column` is one of many texts, as one parameter: a statement can't have 65,536 of them."""
+    return column == any_(bindparam(None, list(values), ARRAY(Text)))

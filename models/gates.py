@@ -12,6 +12,7 @@ from enum import StrEnum
 from sqlalchemy import Connection, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
+from models import storable
 from models.base import table_of
 from models.tables import BalanceSnapshot, Gate
 from models.transitions import in_seconds
@@ -123,6 +124,7 @@ def close(
         )
         .with_for_update()
     ).first()
+    reason = storable.text(reason) or ""
     new = insert(_gates).values(
         name=str(name),
         closed_at=func.now(),
@@ -145,7 +147,8 @@ def close(
                 "refused_estimate": func.least(
                     _gates.c.refused_estimate, new.excluded.refused_estimate
                 ),
-                "failures": _gates.c.failures + 1,
+                # Many refusals of one moment are one closing.
+                "failures": _gates.c.failures + (0 if was_closed else 1),
             },
         )
     )
@@ -163,7 +166,7 @@ def open_(conn: Connection, name: GateName) -> bool:
             opens_at=None,
             probe_at=None,
             refused_estimate=None,
-            failures=0,
+            opened_at=func.now(),
         )
     )
     return done.rowcount == 1
@@ -193,16 +196,27 @@ def record_balance(
     )
     opened = [GateName.API_KEY] if open_(conn, GateName.API_KEY) else []
     refused = conn.execute(
-        select(_gates.c.refused_estimate).where(
-            _gates.c.name == str(GateName.CREDIT), _gates.c.closed_at.is_not(None)
-        )
+        select(
+            _gates.c.refused_estimate,
+            _gates.c.failures,
+            func.extract("epoch", func.now() - _gates.c.closed_at).label("closed_for"),
+        ).where(_gates.c.name == str(GateName.CREDIT), _gates.c.closed_at.is_not(None))
     ).first()
-    enough = refused is not None and (
-        refused.refused_estimate is None or remain >= refused.refused_estimate
+    # The account may refuse what its balance seems to cover (credits may be reserved): closed
+    # again and again, it stays closed for longer each time.
+    enough = (
+        refused is not None
+        and (refused.refused_estimate is None or remain >= refused.refused_estimate)
+        and float(refused.closed_for) >= _stays_closed(refused.failures)
     )
     if enough and open_(conn, GateName.CREDIT):
         opened.append(GateName.CREDIT)
     return opened
+
+
+def _stays_closed(failures: int) -> float:
+    """Seconds that the credit gate stays closed at least: none at first, then up to 5 minutes."""
+    return 0.0 if failures <= 1 else min(300.0, 5.0 * 2.0 ** min(failures - 1, 10))
 
 
 def failures(conn: Connection, name: GateName) -> int:
@@ -213,14 +227,20 @@ def failures(conn: Connection, name: GateName) -> int:
     return count or 0
 
 
-def forget_backoff(conn: Connection, *, after: float) -> None:
-    """Open the backoff gate for good when its time has been up for so many seconds."""
+def forget(conn: Connection, *, after: float) -> None:
+    """Forget how often a gate was closed, once it has been open for so many seconds.
+
+    A backoff gate opens by its time alone, and is opened for good here.
+    """
+    long_ago = in_seconds(-after)
     conn.execute(
         update(_gates)
         .where(
-            _gates.c.name == str(GateName.BACKOFF),
-            _gates.c.closed_at.is_not(None),
-            _gates.c.opens_at <= in_seconds(-after),
+            or_(
+                (_gates.c.closed_at.is_(None)) & (_gates.c.opened_at <= long_ago),
+                (_gates.c.name == str(GateName.BACKOFF)) & (_gates.c.opens_at <= long_ago),
+            ),
+            _gates.c.failures > 0,
         )
         .values(closed_at=None, reason=None, opens_at=None, failures=0)
     )

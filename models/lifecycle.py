@@ -9,12 +9,15 @@ guarded UPDATE; nothing else may write `generations.status`.
                              uncertain -> running | accepted | cancelled | failed
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 from types import MappingProxyType
+from typing import Any
+
+from models import storable
 
 
 class Status(StrEnum):
@@ -81,6 +84,7 @@ class Note(StrEnum):
     ATTENTION = "attention"
     SECOND_TASK = "second_task"
     CONTRADICTION = "contradiction"
+    UNKNOWN_STATUS = "unknown_status"
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,18 @@ def rank(remote_status: str | None) -> int:
     return _RANK.get(remote_status or "", 0)
 
 
+_KEPT: Mapping[tuple[str, ...], Callable[[Any], Any]] = MappingProxyType(
+    {
+        ("task_id", "status", "model", "resolution", "ratio"): storable.text,
+        ("error_code", "error_message", "video_url", "last_frame_url"): storable.text,
+        ("seed",): storable.seed,
+        ("duration",): storable.integer,
+        ("credit_cost",): storable.credits,
+        ("created_at", "updated_at"): storable.instant,
+    }
+)
+
+
 @dataclass(frozen=True)
 class Observation:
     """What the provider showed of one remote task, by GET or in the task list."""
@@ -188,6 +204,12 @@ class Observation:
     last_frame_url: str | None = field(default=None, repr=False)
     created_at: datetime | None = None
     updated_at: datetime | None = None
+
+    def __post_init__(self) -> None:
+        """Keep what the tables can hold: an odd value costs itself, not the observation."""
+        for names, keep in _KEPT.items():
+            for name in names:
+                object.__setattr__(self, name, keep(getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -244,6 +266,6 @@ def observe(followed: Followed, seen: Observation) -> Decision:
     return Nothing()
 
 
-def holds_slot(status: Status, *, attention: bool) -> bool:
-    """Whether a generation counts against `max_in_flight`."""
-    return status in LIVE and not attention
+def is_known(remote_status: str) -> bool:
+    """Whether the provider's document has this status."""
+    return remote_status in _RANK or remote_status in _ENDS

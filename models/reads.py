@@ -242,6 +242,14 @@ def cost(conn: Connection, by: Sequence[str], *, since: datetime | None = None) 
     """Credits by group, of the generations accepted since then."""
     groups = [COST_GROUPS[name] for name in by]
     open_ = g.finished_at.is_(None)
+    s = table_of(StrayTask).c
+    # A second task of a generation is paid as well.
+    second = (
+        select(func.sum(s.credit_cost))
+        .where(s.generation_id == g.id, s.kind == "second", s.status == "completed")
+        .correlate(Generation)
+        .scalar_subquery()
+    )
     wanted = [] if since is None else [g.created_at >= since]
     rows = conn.execute(
         select(
@@ -249,7 +257,8 @@ def cost(conn: Connection, by: Sequence[str], *, since: datetime | None = None) 
             func.count(),
             func.count().filter(g.status == Status.COMPLETED),
             func.sum(g.estimated_cost),
-            func.coalesce(func.sum(g.credit_cost).filter(g.finished_at.is_not(None)), 0),
+            func.coalesce(func.sum(g.credit_cost).filter(g.finished_at.is_not(None)), 0)
+            + func.coalesce(func.sum(second), 0),
             func.coalesce(func.sum(g.estimated_cost).filter(open_), 0),
         )
         .where(*wanted)

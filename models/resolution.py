@@ -143,9 +143,15 @@ def could_be(attempt: Attempt, task: Observation, window: Window) -> bool:
     """
     if carries_mark(attempt, task):
         return True
-    if task.seed not in _NOT_A_SEED and task.seed != attempt.seed:
+    if task.seed not in _NOT_A_SEED and task.seed not in _as_it_may_be_shown(attempt.seed):
         return False
     return window.holds(task.created_at)
+
+
+def _as_it_may_be_shown(seed: int) -> set[int]:
+    """A seed, and what is left of it in 31 or 32 bits. A drawn one always fits."""
+    low = seed % 2**32
+    return {seed, seed % 2**31, low, low - 2**32 if low >= 2**31 else low}
 
 
 def judge(case: Case, unknown: Sequence[Observation], skew: Skew) -> Verdict:
@@ -299,6 +305,10 @@ class Reading:
     def full(self) -> bool:
         """Complete by count."""
         return self._steady and self._total is not None and len(self.tasks) == self._total
+
+    def is_of(self, ours: frozenset[str]) -> bool:
+        """Whether it can be our account's: it shows one of our latest tasks, if there are any."""
+        return not ours or not ours.isdisjoint(self.tasks)
 
     def stopped(self, start: datetime, known: frozenset[str]) -> bool:
         """Complete by order: what is left is older than `start`.

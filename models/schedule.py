@@ -12,7 +12,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, func, select, text, update
+from sqlalchemy import Connection, Row, bindparam, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from models import transitions
@@ -69,7 +69,9 @@ def stage_of(status: Status, *, needs_upload: bool) -> Stage:
     return Stage.UPLOAD if needs_upload else Stage.SUBMIT
 
 
-_NEEDS_UPLOAD = (g.has_sources & g.content.is_(None)).label("needs_upload")
+_NEEDS_UPLOAD = (g.has_sources & or_(g.content.is_(None), g.content_until <= func.now())).label(
+    "needs_upload"
+)
 
 
 def claim_due(conn: Connection, limit: int, *, lease_seconds: float) -> list[Claim]:
@@ -85,7 +87,7 @@ def claim_due(conn: Connection, limit: int, *, lease_seconds: float) -> list[Cla
     rows = conn.execute(
         update(table_of(Generation))
         .where(g.id == due.c.id)
-        .values(lease=g.lease + 1, due_at=in_seconds(lease_seconds), tries=g.tries + 1)
+        .values(lease=g.lease + 1, due_at=in_seconds(lease_seconds))
         .returning(g.id, g.lease, g.status, g.tries, _NEEDS_UPLOAD)
     )
     return [
@@ -100,7 +102,7 @@ def release(conn: Connection, claims: Sequence[Claim], *, seconds: float) -> Non
         conn.execute(
             update(table_of(Generation))
             .where(g.id == claim.id, g.lease == claim.lease, g.finished_at.is_(None))
-            .values(due_at=in_seconds(seconds), tries=func.greatest(g.tries - 1, 0))
+            .values(due_at=in_seconds(seconds))
         )
 
 
@@ -218,15 +220,21 @@ def _admitted(
     needs = {row.id: row.needs_upload for row in rows}
     order = {generation_id: i for i, generation_id in enumerate(chosen)}
     return [
-        Claim(m.id, m.lease, stage_of(m.status, needs_upload=needs[m.id]), 1)
+        Claim(m.id, m.lease, stage_of(m.status, needs_upload=needs[m.id]), 0)
         for m in sorted(moved, key=lambda m: order[m.id])
     ]
 
 
 def _block(conn: Connection, generation_id: uuid.UUID, blocked_by: uuid.UUID) -> None:
-    conn.execute(
-        update(table_of(Generation))
+    free = (
+        select(g.id)
         .where(g.id == generation_id, g.status == Status.ACCEPTED)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    conn.execute(
+        update(Generation)
+        .where(g.id == free)
         .values(
             blocked_by=blocked_by,
             waits_for="an equal generation with the same seed",

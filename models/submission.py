@@ -7,7 +7,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, or_, select, text
+from sqlalchemy import Connection, and_, exists, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from models import gates, transitions
@@ -20,6 +20,9 @@ from models.tables import OPEN_ATTEMPT_SQL, Generation, StrayTask, SubmitAttempt
 g = table_of(Generation).c
 a = table_of(SubmitAttempt).c
 s = table_of(StrayTask).c
+
+UNDECIDED_RECHECK = 300.0
+"""Seconds until a generation that awaits a decision is looked at again."""
 
 HELD_RECHECK = 5.0
 """Seconds a generation is put back for when a gate closed after its admission."""
@@ -97,7 +100,8 @@ def begin(conn: Connection, generation_id: uuid.UUID, lease: int, timing: Timing
             generation_id,
             lease,
             waits_for="a decision",
-            seconds=BLOCKED_RECHECK,
+            # Looked at again seldom: only a decision, or the task's being followed, changes it.
+            seconds=UNDECIDED_RECHECK,
             attention=why,
         )
         return Held(why)
@@ -139,12 +143,13 @@ def _unknown_task_of(conn: Connection, generation_id: uuid.UUID) -> str | None:
         select(s.task_id)
         .join(
             SubmitAttempt,
-            or_(
-                and_(s.seed == a.seed, s.kind != "second"),
-                and_(s.kind == "possible", s.generation_id == a.generation_id),
-            ),
+            # Flagged as this generation's, or with the seed of one of its attempts.
+            or_(s.generation_id == a.generation_id, and_(s.seed == a.seed, s.kind != "second")),
         )
-        .where(a.generation_id == generation_id, text(OPEN_ATTEMPT_SQL))
+        .where(a.generation_id == generation_id)
+        .where(or_(s.generation_id == generation_id, text(OPEN_ATTEMPT_SQL)))
+        # One whose answer came meanwhile is no stray any more.
+        .where(~exists().where(g.remote_task_id == s.task_id))
         # A foreign task from before the attempt can't be of it; an hour allows for any skew.
         .where(
             or_(
@@ -186,7 +191,7 @@ def fingerprint_holder(
 
 
 def put_back_blocked(
-    conn: Connection, generation_id: uuid.UUID, lease: int, holder: uuid.UUID | None
+    conn: Connection, generation_id: uuid.UUID, lease: int, holder: uuid.UUID
 ) -> None:
     """Back to `accepted`: an equal generation is in doubt, and must be told apart first."""
     transitions.put_back(
@@ -267,17 +272,32 @@ def flag_second_task(
         )
 
 
+_STRAY_KINDS = ("foreign", "possible", "second")
+"""From the least to the most that is known of a stray task."""
+
+
 def upsert_stray(conn: Connection, *, task_id: str, kind: str, **values: Any) -> bool:
-    """Keep a remote task that no generation follows. True if it is new, or newly of this kind."""
+    """Keep a remote task that no generation follows. True if it is new, or newly of this kind.
+
+    What is known of it already stays: a later sighting that shows less makes it no less ours.
+    """
     before = conn.execute(
         select(s.kind).where(s.task_id == task_id).with_for_update()
     ).scalar_one_or_none()
-    new = insert(StrayTask).values(task_id=task_id, kind=kind, **values)
-    kept = {name: getattr(new.excluded, name) for name in values}
-    conn.execute(
-        new.on_conflict_do_update(
-            index_elements=[s.task_id],
-            set_={"kind": kind, "last_seen_at": func.now(), **kept},
+    if before is not None and _STRAY_KINDS.index(before) > _STRAY_KINDS.index(kind):
+        kind = before
+    if before is None:
+        # Another pass may have written it in the same moment: then it knows as much.
+        conn.execute(
+            insert(StrayTask)
+            .values(task_id=task_id, kind=kind, **values)
+            .on_conflict_do_nothing(index_elements=[s.task_id])
         )
+        return True
+    shown = {name: value for name, value in values.items() if value is not None}
+    conn.execute(
+        update(StrayTask)
+        .where(s.task_id == task_id)
+        .values(kind=kind, last_seen_at=func.now(), **shown)
     )
-    return before != kind
+    return bool(before != kind)

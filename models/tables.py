@@ -14,6 +14,7 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Identity,
     Index,
+    Integer,
     SmallInteger,
     Text,
     Uuid,
@@ -60,9 +61,10 @@ class Generation(Base):
     has_sources: Mapped[bool] = mapped_column(server_default=text("false"))
     # The request's content with each source replaced by its uploaded file_path; null until then.
     content: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB(none_as_null=True))
+    content_until: Mapped[Instant | None]
 
     # the remote task
-    attempt: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    attempt: Mapped[int] = mapped_column(Integer, server_default="0")
     fingerprint: Mapped[str | None] = mapped_column(Text)
     remote_task_id: Mapped[str | None] = mapped_column(Text, unique=True)
     remote_status: Mapped[str | None] = mapped_column(Text)
@@ -76,8 +78,8 @@ class Generation(Base):
     # the schedule
     due_at: Mapped[Instant | None]
     lease: Mapped[int] = mapped_column(BigInteger, server_default="0")
-    tries: Mapped[int] = mapped_column(SmallInteger, server_default="0")
-    failures: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    tries: Mapped[int] = mapped_column(Integer, server_default="0")
+    failures: Mapped[int] = mapped_column(Integer, server_default="0")
     polls: Mapped[int] = mapped_column(server_default="0")
 
     # wishes and obstacles
@@ -131,6 +133,11 @@ class Generation(Base):
             "created_at",
             postgresql_where=text("status = 'accepted'"),
         ),
+        Index(
+            "ix_generations_deadline",
+            "deadline_at",
+            postgresql_where=text("status = 'accepted' AND deadline_at IS NOT NULL"),
+        ),
         # Rows that could be mistaken for each other are never in doubt at the same time.
         Index(
             "uq_generations_in_doubt",
@@ -168,7 +175,7 @@ class GenerationEvent(Base):
     event: Mapped[str] = mapped_column(Text)
     from_status: Mapped[str | None] = mapped_column(Text)
     to_status: Mapped[str | None] = mapped_column(Text)
-    attempt: Mapped[int | None] = mapped_column(SmallInteger)
+    attempt: Mapped[int | None] = mapped_column(Integer)
     detail: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
 
     __table_args__ = (Index("ix_generation_events_generation", "generation_id", "id"),)
@@ -186,7 +193,7 @@ class SubmitAttempt(Base):
     generation_id: Mapped[uuid.UUID] = mapped_column(
         ForeignKey("generations.id", ondelete="CASCADE"), primary_key=True
     )
-    number: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
     seed: Mapped[int] = mapped_column(BigInteger)
     seed_drawn: Mapped[bool]
     fingerprint: Mapped[str] = mapped_column(Text)
@@ -227,7 +234,7 @@ class StrayTask(Base):
     task_id: Mapped[str] = mapped_column(Text, primary_key=True)
     kind: Mapped[str] = mapped_column(Text)
     generation_id: Mapped[uuid.UUID | None] = mapped_column(Uuid)
-    attempt: Mapped[int | None] = mapped_column(SmallInteger)
+    attempt: Mapped[int | None] = mapped_column(Integer)
     seed: Mapped[int | None] = mapped_column(BigInteger)
     model: Mapped[str | None] = mapped_column(Text)
     resolution: Mapped[str | None] = mapped_column(Text)
@@ -267,6 +274,7 @@ class Upload(Base):
     size: Mapped[int] = mapped_column(BigInteger)
     file_path: Mapped[str | None] = mapped_column(Text)
     claimed_by: Mapped[uuid.UUID | None] = mapped_column(Uuid)
+    claimed_lease: Mapped[int | None] = mapped_column(BigInteger)
     claimed_until: Mapped[Instant | None]
     uploaded_at: Mapped[Instant | None]
     valid_until: Mapped[Instant | None]
@@ -292,6 +300,7 @@ class Gate(Base):
     probe_at: Mapped[Instant | None]
     refused_estimate: Mapped[Credits | None]
     failures: Mapped[int] = mapped_column(server_default="0")
+    opened_at: Mapped[Instant | None]
 
     __table_args__ = (
         CheckConstraint("name IN ('api_key', 'credit', 'backoff')", name="name_known"),

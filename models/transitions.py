@@ -25,6 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from models import storable
 from models.base import table_of
 from models.lifecycle import (
     IN_DOUBT,
@@ -41,6 +42,7 @@ from models.lifecycle import (
     Observation,
     Progress,
     Status,
+    is_known,
     observe,
 )
 from models.tables import Generation, GenerationEvent, SubmitAttempt
@@ -97,17 +99,19 @@ def move(
     values: Values,
     detail: Mapping[str, Any] | None = None,
     sources: frozenset[Status] | None = None,
+    skip_locked: bool = False,
 ) -> list[Moved]:
     """Move every row that passes `guards` by `event`; the other functions here are its callers.
 
-    One statement: lock and compare, set, tell. `sources` narrows the transition's own.
+    One statement: lock and compare, set, tell. `sources` narrows the transition's own;
+    `skip_locked` leaves out rows that somebody else is changing just now.
     """
     transition = TRANSITIONS[event]
     leaving = transition.sources if sources is None else transition.sources & sources
     locked = (
         select(g.id, g.status)
         .where(g.status.in_(sorted(leaving)), *guards)
-        .with_for_update()
+        .with_for_update(skip_locked=skip_locked)
         .cte("locked")
     )
     moved = (
@@ -214,8 +218,9 @@ def admit(conn: Connection, ids: Sequence[uuid.UUID], *, lease_seconds: float) -
             "due_at": in_seconds(lease_seconds),
             "blocked_by": None,
             "waits_for": None,
-            "tries": g.tries + 1,
         },
+        # A producer's open transaction on one row must not hold up all the others.
+        skip_locked=True,
     )
 
 
@@ -294,7 +299,11 @@ def reject(
             Event.REJECT,
             g.id == generation_id,
             g.lease == lease,
-            values={"error_code": code, "error_message": message, "lease": g.lease + 1},
+            values={
+                "error_code": storable.text(code),
+                "error_message": storable.text(message),
+                "lease": g.lease + 1,
+            },
             detail={"code": code},
         )
     )
@@ -312,6 +321,7 @@ def lapse(conn: Connection, *guards: ColumnElement[bool]) -> list[Moved]:
             "error_code": "DEADLINE_PASSED",
             "error_message": "the deadline passed before the generation could be submitted",
         },
+        skip_locked=True,
     )
 
 
@@ -353,7 +363,12 @@ def close_attempt(
             a.number == attempt,
             or_(a.outcome.is_(None), a.outcome.in_(("unknown", "absent", "given_up"))),
         )
-        .values(outcome=outcome, code=code, remote_task_id=remote_task_id, decided_at=func.now())
+        .values(
+            outcome=outcome,
+            code=storable.text(code),
+            remote_task_id=remote_task_id,
+            decided_at=func.now(),
+        )
     )
     return done.rowcount == 1
 
@@ -370,6 +385,8 @@ def _follow(
     poll_seconds: float,
     detail: Mapping[str, Any] | None = None,
 ) -> Moved | None:
+    remote_task_id = storable.text(remote_task_id) or ""
+    remote_status = storable.text(remote_status) or ""
     return _one(
         move(
             conn,
@@ -381,7 +398,7 @@ def _follow(
                 "lease": g.lease + 1,
                 "remote_task_id": remote_task_id,
                 "remote_status": remote_status,
-                "credit_cost": credit_cost,
+                "credit_cost": storable.credits(credit_cost),
                 "submitted_at": func.now(),
                 "polls": 0,
                 # A cancel that was asked for meanwhile goes out at once.
@@ -484,7 +501,10 @@ def doubt(
             g.id == generation_id,
             g.attempt == attempt,
             values=values,
-            detail={"why": why, **({"code": code} if code else {})},
+            detail={
+                "why": storable.text(why),
+                **({"code": storable.text(code)} if code else {}),
+            },
         )
     )
     if moved is not None:
@@ -500,14 +520,7 @@ def not_sent(
     Only the submit stage itself can know this.
     """
     mine = (g.id == generation_id, g.attempt == attempt)
-    moved = move(
-        conn,
-        Event.CANCEL,
-        *mine,
-        g.cancel_requested_at.is_not(None),
-        values={"lease": g.lease + 1},
-        sources=frozenset({Status.SUBMITTING}),
-    ) or move(
+    moved = _wished(conn, *mine, sources=frozenset({Status.SUBMITTING})) or move(
         conn,
         Event.NOT_SENT,
         *mine,
@@ -535,38 +548,60 @@ def declined(
     waits_for: str,
     seconds: float,
 ) -> Moved | None:
-    """`submitting → accepted`: a definite refusal that may be otherwise later."""
-    moved = _one(
-        move(
-            conn,
-            Event.DECLINE,
-            g.id == generation_id,
-            g.attempt == attempt,
-            values={
-                "lease": g.lease + 1,
-                "due_at": in_seconds(seconds),
-                "waits_for": waits_for,
-                "failures": g.failures + 1,
-            },
-            detail={"code": code},
-        )
+    """`submitting → accepted | cancelled`: a definite refusal that may be otherwise later."""
+    code = storable.text(code) or ""
+    mine = (g.id == generation_id, g.attempt == attempt)
+    moved = _wished(conn, *mine, sources=frozenset({Status.SUBMITTING})) or move(
+        conn,
+        Event.DECLINE,
+        *mine,
+        values={
+            "lease": g.lease + 1,
+            "due_at": in_seconds(seconds),
+            "waits_for": waits_for,
+            "failures": g.failures + 1,
+        },
+        detail={"code": code},
     )
-    if moved is not None:
+    if moved:
         close_attempt(conn, generation_id, attempt, outcome="refused", code=code)
-    return moved
+    return _one(moved)
+
+
+def _wished(
+    conn: Connection,
+    *mine: ColumnElement[bool],
+    sources: frozenset[Status],
+    detail: Mapping[str, Any] | None = None,
+) -> list[Moved]:
+    """`… → cancelled`, where that was asked for: certainly no remote task exists."""
+    return move(
+        conn,
+        Event.CANCEL,
+        *mine,
+        g.cancel_requested_at.is_not(None),
+        values={"lease": g.lease + 1},
+        detail=detail,
+        sources=sources,
+    )
 
 
 def refused(
     conn: Connection, generation_id: uuid.UUID, attempt: int, *, code: str, message: str
 ) -> Moved | None:
     """`submitting → failed`: the provider refused the work itself. Final, never reworded."""
+    code = storable.text(code) or UNSPECIFIED
     moved = _one(
         move(
             conn,
             Event.REFUSE,
             g.id == generation_id,
             g.attempt == attempt,
-            values={"lease": g.lease + 1, "error_code": code, "error_message": message},
+            values={
+                "lease": g.lease + 1,
+                "error_code": code,
+                "error_message": storable.text(message),
+            },
             detail={"code": code},
         )
     )
@@ -587,18 +622,20 @@ def absent(
     detail: Mapping[str, Any],
     seconds: float = 0.0,
 ) -> Moved | None:
-    """`uncertain → accepted | cancelled | failed`: no remote task exists for any attempt."""
+    """`uncertain → accepted | cancelled | failed`: no remote task exists for any attempt.
+
+    Only attempts that ended this way count against `max_attempts`; refusals burn none.
+    """
     mine = (g.id == generation_id, g.attempt == attempt)
-    moved = move(
-        conn,
-        Event.CANCEL,
-        *mine,
-        g.cancel_requested_at.is_not(None),
-        values={"lease": g.lease + 1},
-        detail=detail,
-        sources=frozenset({Status.UNCERTAIN}),
-    )
-    if not moved and attempt >= max_attempts:
+    a = _attempts.c
+    absent_before = conn.execute(
+        select(func.count()).where(
+            a.generation_id == generation_id, a.outcome == "absent", a.number != attempt
+        )
+    ).scalar_one()
+    in_vain = absent_before + 1
+    moved = _wished(conn, *mine, sources=frozenset({Status.UNCERTAIN}), detail=detail)
+    if not moved and in_vain >= max_attempts:
         moved = move(
             conn,
             Event.EXHAUST,
@@ -606,7 +643,7 @@ def absent(
             values={
                 "lease": g.lease + 1,
                 "error_code": "SUBMIT_ATTEMPTS_EXHAUSTED",
-                "error_message": f"{attempt} attempts, and the provider made no task of any",
+                "error_message": f"{in_vain} attempts, and the provider made no task of any",
             },
             detail=detail,
         )
@@ -701,6 +738,8 @@ def apply_observation(conn: Connection, seen: Observation) -> Moved | Note | Non
                 conn.execute(
                     update(_generations).where(g.id == row.id).values(observed_at=func.now())
                 )
+            if not is_known(seen.status):
+                _tell_once(conn, row.id, Note.UNKNOWN_STATUS, {"remote_status": seen.status})
             return None
 
 
@@ -785,6 +824,8 @@ def cancel(conn: Connection, generation_id: uuid.UUID) -> Moved | None:
     Returns the move if it ended here, None where the wish was stored (or nothing is left to
     cancel: see the row).
     """
+    # Locked first: a row that moves between the two ways would slip through both.
+    conn.execute(select(g.id).where(g.id == generation_id).with_for_update())
     moved = move(
         conn,
         Event.CANCEL,

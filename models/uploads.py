@@ -1,7 +1,9 @@
 """What was uploaded, by content: the same reference is sent once while it is valid."""
 
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import (
     ColumnElement,
@@ -15,7 +17,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert
 
-from models.base import table_of
+from models.base import among, table_of
 from models.tables import Upload
 from models.transitions import in_seconds
 
@@ -30,6 +32,7 @@ class Content:
     sha256: str
     content_type: str
     generation_id: uuid.UUID
+    lease: int
 
     def here(self) -> ColumnElement[bool]:
         """The row of these bytes."""
@@ -37,7 +40,7 @@ class Content:
 
     def mine(self) -> ColumnElement[bool]:
         """That row, while this generation holds the claim."""
-        return self.here() & (u.claimed_by == self.generation_id)
+        return self.here() & (u.claimed_by == self.generation_id) & (u.claimed_lease == self.lease)
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,12 @@ class Yours:
 
 @dataclass(frozen=True)
 class SomebodyElse:
-    """Another generation is uploading the same bytes now: look again soon."""
+    """The same bytes are being uploaded now: look again soon.
+
+    `same_message`: under this very lease, so this is a repeated message, and nothing is to do.
+    """
+
+    same_message: bool
 
 
 def claim(
@@ -69,27 +77,36 @@ def claim(
         content_type=content.content_type,
         size=size,
         claimed_by=content.generation_id,
+        claimed_lease=content.lease,
         claimed_until=in_seconds(lease_seconds),
     )
     free = or_(u.claimed_until.is_(None), u.claimed_until <= func.now())
-    mine = u.claimed_by == content.generation_id
+    # Under an older lease: whoever had it lost the generation, and so the claim.
+    outdated = (u.claimed_by == content.generation_id) & (u.claimed_lease < content.lease)
     claimed = conn.execute(
         new.on_conflict_do_update(
             index_elements=[u.sha256, u.content_type],
             set_={
                 "claimed_by": new.excluded.claimed_by,
+                "claimed_lease": new.excluded.claimed_lease,
                 "claimed_until": new.excluded.claimed_until,
                 "file_path": None,
                 "valid_until": None,
                 "uploaded_at": None,
             },
-            where=or_(u.file_path.is_(None), ~valid) & or_(free, mine),
+            where=or_(u.file_path.is_(None), ~valid) & or_(free, outdated),
         ).returning(u.sha256)
     ).first()
     if claimed is not None:
         return Yours()
-    path = conn.execute(select(u.file_path).where(content.here(), valid)).scalar_one_or_none()
-    return SomebodyElse() if path is None else Uploaded(path)
+    row = conn.execute(
+        select(u.file_path, content.mine().label("mine"), valid.label("valid")).where(
+            content.here()
+        )
+    ).one()
+    if row.file_path is not None and row.valid:
+        return Uploaded(row.file_path)
+    return SomebodyElse(same_message=bool(row.mine))
 
 
 def renew(conn: Connection, content: Content, *, seconds: float) -> None:
@@ -116,3 +133,11 @@ def failed(conn: Connection, content: Content) -> None:
     conn.execute(
         update(_uploads).where(content.mine(), u.file_path.is_(None)).values(claimed_until=None)
     )
+
+
+def valid_until(conn: Connection, file_paths: Iterable[str]) -> datetime | None:
+    """When the first of these uploads ceases to be valid; None for none of ours."""
+    soonest: datetime | None = conn.execute(
+        select(func.min(u.valid_until)).where(among(u.file_path, file_paths))
+    ).scalar_one()
+    return soonest

@@ -8,20 +8,22 @@ second task of a generation (flagged), possibly one of ours (an operator decides
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, exists, func, select, text
+from sqlalchemy import Connection, exists, func, literal_column, select, text, update
 
 from models import submission, transitions
-from models.base import table_of
+from models.base import among, table_of
 from models.lifecycle import Observation, Status
 from models.marks import ECHOED
-from models.resolution import Attempt, Case
+from models.resolution import UNKNOWN_SKEW, Attempt, Case
 from models.tables import OPEN_ATTEMPT_SQL, Generation, StrayTask, SubmitAttempt
 
 g = table_of(Generation).c
 a = table_of(SubmitAttempt).c
+
+_LATE = timedelta(hours=1)
 
 ADOPTING = frozenset({Status.ACCEPTED, Status.UPLOADING, Status.UNCERTAIN})
 """Who is adopted on sight of its mark. A generation that is `submitting` may still get its
@@ -42,7 +44,7 @@ class Sightings:
 def followed(conn: Connection, task_ids: Sequence[str]) -> set[str]:
     """Those of the remote tasks that a generation follows, or followed to its end."""
     return set(
-        conn.execute(select(g.remote_task_id).where(g.remote_task_id.in_(task_ids))).scalars()
+        conn.execute(select(g.remote_task_id).where(among(g.remote_task_id, task_ids))).scalars()
     )
 
 
@@ -53,7 +55,9 @@ def hold_against(conn: Connection, seen: Sequence[Observation]) -> Sightings:
     # One order for every pass: two passes over the same rows can't deadlock.
     for task in sorted(seen, key=lambda task: task.task_id):
         if task.task_id in known:
-            if isinstance(transitions.apply_observation(conn, task), transitions.Moved):
+            if task.status == "completed" and task.video_url is None:
+                _look_at(conn, task.task_id)
+            elif isinstance(transitions.apply_observation(conn, task), transitions.Moved):
                 result.changed.append(task.task_id)
         else:
             _judge_unknown(conn, task, result)
@@ -61,19 +65,31 @@ def hold_against(conn: Connection, seen: Sequence[Observation]) -> Sightings:
     return result
 
 
+def _look_at(conn: Connection, task_id: str) -> None:
+    """It has completed, and the list does not show its video: its own GET does."""
+    conn.execute(
+        update(Generation)
+        .where(g.remote_task_id == task_id, g.status == Status.RUNNING)
+        .values(due_at=func.least(g.due_at, func.now()))
+    )
+
+
 def _no_longer_stray(conn: Connection, known: set[str]) -> None:
     """A task that was seen before its answer came was taken for a stray; it is followed now."""
     if known:
-        conn.execute(table_of(StrayTask).delete().where(StrayTask.task_id.in_(sorted(known))))
+        conn.execute(
+            table_of(StrayTask).delete().where(among(table_of(StrayTask).c.task_id, known))
+        )
 
 
 def _judge_unknown(conn: Connection, task: Observation, result: Sightings) -> None:
-    match = None if task.seed in (None, -1) else _attempt_with_seed(conn, task)
+    shows_seed = task.seed not in (None, -1)
+    match = _attempt_with_seed(conn, task) if shows_seed else _attempt_without_seed(conn, task)
     if match is None:
         result.foreign.append(task.task_id)
         submission.upsert_stray(conn, kind="foreign", **stray_values(task))
         return
-    if not match.seed_drawn:
+    if not match.seed_drawn or not shows_seed:
         result.possible.append(task.task_id)
         submission.upsert_stray(
             conn,
@@ -94,18 +110,45 @@ def _judge_unknown(conn: Connection, task: Observation, result: Sightings) -> No
 
 
 def _attempt_with_seed(conn: Connection, task: Observation) -> Any:
-    """The attempt that drew the task's seed; else an open one that fixed it, all fields equal."""
+    """The open attempt that drew the task's seed; else an open one that fixed it, all fields
+    equal; else the answered one that drew it: a producer may use again a seed that it liked.
+    """
     drawn = conn.execute(
-        select(a.generation_id, a.number, a.seed_drawn).where(a.seed == task.seed, a.seed_drawn)
+        select(
+            a.generation_id, a.number, a.seed_drawn, literal_column(OPEN_ATTEMPT_SQL).label("open")
+        ).where(a.seed == task.seed, a.seed_drawn)
     ).first()
-    if drawn is not None:
+    if drawn is not None and drawn.open:
         return drawn
     equal = [g.request[name].astext == _as_json_text(getattr(task, name)) for name in ECHOED]
+    fixed = conn.execute(
+        select(a.generation_id, a.number, a.seed_drawn)
+        .join(Generation, g.id == a.generation_id)
+        .where(a.seed == task.seed, text(OPEN_ATTEMPT_SQL), ~a.seed_drawn, *equal)
+        .order_by(a.started_at)
+        .limit(1)
+    ).first()
+    return fixed or drawn
+
+
+def _attempt_without_seed(conn: Connection, task: Observation) -> Any:
+    """An open attempt that a task without a seed could be of: made before it, the model equal.
+
+    What may be normalised by the provider excludes nothing; an hour allows for a late creation.
+    """
+    if task.created_at is None:
+        return None
     return conn.execute(
         select(a.generation_id, a.number, a.seed_drawn)
         .join(Generation, g.id == a.generation_id)
-        .where(a.seed == task.seed, text(OPEN_ATTEMPT_SQL), *equal)
-        .order_by(a.started_at)
+        .where(
+            text(OPEN_ATTEMPT_SQL),
+            a.started_at.between(task.created_at - _LATE, task.created_at + UNKNOWN_SKEW),
+            g.request["model"].astext == task.model,
+            g.request["duration"].astext == str(task.duration),
+            g.remote_task_id.is_(None),
+        )
+        .order_by(a.started_at.desc())
         .limit(1)
     ).first()
 
@@ -233,7 +276,7 @@ def in_doubt(
                 )
             )
         ).scalar_one()
-        settle_in = max(float(attempt.settle_in) for attempt in attempts)
+        settle_in = max((float(attempt.settle_in) for attempt in attempts), default=0.0)
         case = Case(
             generation_id,
             row.request,
@@ -273,13 +316,32 @@ def created_since(conn: Connection, since: datetime, until: datetime) -> frozens
     )
 
 
+def lately_known(conn: Connection, until: datetime) -> frozenset[str]:
+    """Some of the latest remote tasks of ours: the account's list shows at least one of them.
+
+    Where it shows none, it is another account's list, or a replica's that is far behind.
+    """
+    return frozenset(
+        conn.execute(
+            select(a.remote_task_id)
+            .where(
+                a.outcome.in_(("submitted", "adopted")),
+                a.started_at >= until - timedelta(days=1),
+                a.decided_at <= until,
+            )
+            .order_by(a.started_at.desc())
+            .limit(20)
+        ).scalars()
+    )
+
+
 def answered_times(
     conn: Connection, task_ids: Sequence[str]
 ) -> dict[str, tuple[datetime, datetime]]:
     """For submissions that were answered: when intended and when answered, by our clock."""
     rows = conn.execute(
         select(a.remote_task_id, a.started_at, a.decided_at).where(
-            a.remote_task_id.in_(task_ids), a.outcome == "submitted"
+            among(a.remote_task_id, task_ids), a.outcome == "submitted"
         )
     )
     return {r.remote_task_id: (r.started_at, r.decided_at) for r in rows}
@@ -292,7 +354,7 @@ def running_unseen(conn: Connection, seen: Sequence[str], *, before: datetime) -
             select(g.id).where(
                 g.status == Status.RUNNING,
                 g.submitted_at < before,
-                g.remote_task_id.not_in(seen),
+                ~among(g.remote_task_id, seen),
             )
         ).scalars()
     )

@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 RELAX_EVERY = 30.0
 """Seconds without a refusal after which a learned limit grows by one."""
 
-FORGET_BACKOFF = 60.0
-"""Seconds after which an opened backoff gate forgets how often it was closed."""
+FORGET_GATES = 600.0
+"""Seconds after which an open gate forgets how often it was closed."""
 
 RESOLVE_BATCH = 50
 """Generations in doubt that share one pair of readings of the task list."""
@@ -137,7 +137,7 @@ class Dispatcher:
             return
         self._relaxed = time.monotonic()
         schedule.relax(conn, self._rt.settings.max_in_flight, every=RELAX_EVERY)
-        gates.forget_backoff(conn, after=FORGET_BACKOFF)
+        gates.forget(conn, after=FORGET_GATES)
 
     def _probe(self) -> None:
         with self._rt.engine.begin() as conn:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, or_, select, text
+from sqlalchemy import Connection, Engine, and_, func, or_, select, text, update
 
 from api_client import Task
 from models import reads, schedule, transitions, watch
@@ -125,6 +125,11 @@ def resubmit(engine: Engine, generation_id: uuid.UUID, *, attempt: int, by: str)
                 f"generation {generation_id} is {ground.status}: it is sent without a decision"
             )
         if disowned:
+            conn.execute(
+                update(StrayTask)
+                .where(s.task_id.in_(disowned))
+                .values(kind="foreign", generation_id=None, attempt=None)
+            )
             for number in ground.open_seeds.values():
                 transitions.close_attempt(
                     conn, generation_id, number, outcome="refused", code=NOT_OURS
@@ -211,8 +216,10 @@ def _look_alikes(conn: Connection, generation_id: uuid.UUID, ground: _Ground) ->
     found = conn.execute(
         select(s.task_id)
         .where(
-            s.kind != "second",
-            or_(s.seed.in_(list(ground.open_seeds)), s.generation_id == generation_id),
+            or_(
+                and_(s.seed.in_(list(ground.open_seeds)), s.kind != "second"),
+                s.generation_id == generation_id,
+            ),
         )
         .order_by(s.task_id)
     )

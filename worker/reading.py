@@ -23,20 +23,30 @@ MAX_PAGES = 5_000
 
 @dataclass(frozen=True)
 class DatabaseClock:
-    """The database's time, told by this process's monotonic clock from one sample of it."""
+    """The database's time, told by this process's monotonic clock from one sample of it.
+
+    `asked` and `answered` are the monotonic clock's times around the sample: a pause in between
+    makes what is told here wider, never wrong.
+    """
 
     at: datetime
-    monotonic: float
+    asked: float
+    answered: float
 
     @staticmethod
     def read(conn: Connection) -> "DatabaseClock":
-        """Sample it. Off by at most the time that the query took."""
+        """Sample it."""
+        asked = time.monotonic()
         at = conn.execute(select(func.clock_timestamp())).scalar_one()
-        return DatabaseClock(at, time.monotonic())
+        return DatabaseClock(at, asked, time.monotonic())
 
-    def time_of(self, monotonic: float) -> datetime:
-        """The database's time at an instant of the monotonic clock."""
-        return self.at + timedelta(seconds=monotonic - self.monotonic)
+    def earliest(self, monotonic: float) -> datetime:
+        """The earliest that the database's time can have been at that instant."""
+        return self.at + timedelta(seconds=monotonic - self.answered)
+
+    def latest(self, monotonic: float) -> datetime:
+        """The latest."""
+        return self.at + timedelta(seconds=monotonic - self.asked)
 
 
 @dataclass(frozen=True)
@@ -65,9 +75,10 @@ def read_list(
     """
     with rt.engine.connect() as conn:
         clock = DatabaseClock.read(conn)
+        settled = clock.at - timedelta(seconds=list_lag)
+        ours = watch.lately_known(conn, settled)
         known: frozenset[str] = frozenset()
         if since is not None:
-            settled = clock.at - timedelta(seconds=list_lag)
             known = watch.created_since(conn, since, settled)
     reading = Reading()
     samples: list[Skew] = []
@@ -79,7 +90,7 @@ def read_list(
         samples += _skew_of_answer(answer.exchange, clock)
         samples += _skew_of_tasks(rt, seen)
         on_page(seen)
-        complete = reading.full or (
+        complete = (reading.full and reading.is_of(ours)) or (
             since is not None
             and reading.stopped(since + Skew.of(samples).lowest - timedelta(seconds=2), known)
         )
@@ -106,8 +117,8 @@ def _skew_of_answer(exchange: Exchange | None, clock: DatabaseClock) -> list[Ske
     return [
         Skew.of_answer(
             date=exchange.date,
-            sent=clock.time_of(exchange.sent),
-            received=clock.time_of(exchange.received),
+            sent=clock.earliest(exchange.sent),
+            received=clock.latest(exchange.received),
         )
     ]
 

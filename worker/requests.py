@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from api_client import ContentItem, GenerationRequest, InvalidRequest, estimate_cost
+from models import storable
 from models.intake import NewGeneration
 from models.tables import DEFAULT_TENANT
 
@@ -98,6 +99,8 @@ def new_generation(
         _check_size("metadata", dict(metadata), MAX_METADATA_BYTES)
     if deadline is not None and deadline.tzinfo is None:
         raise InvalidRequest("deadline", deadline, "a time with its zone")
+    if deadline is not None and storable.instant(deadline) is None:
+        raise InvalidRequest("deadline", deadline, "a time between 1970 and 9000")
     return NewGeneration(
         id=generation_id or uuid.uuid4(),
         request=checked.body,

@@ -6,8 +6,10 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Reject
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from worker import rejects
 from worker.app import app
 from worker.runtime import runtime
 from worker.stages import accept, poll, resolve, submit, upload
@@ -24,9 +26,16 @@ def generate(self: "Task[..., None]", *args: Any, **kwargs: Any) -> None:
     """Accept a request; the message's task id becomes the generation's id."""
     try:
         accept.run(runtime(), str(self.request.id), args, kwargs)
-    except DBAPIError as error:
+    except (OperationalError, InterfaceError, ProgrammingError, PoolTimeout) as error:
+        # The database is away, or not migrated yet.
         time.sleep(random.uniform(0.5, 1.5))  # noqa: S311  (not all at once)
         raise Reject(error, requeue=True) from error
+    except Exception as error:
+        # Whatever it is, it would go wrong again: kept, not lost.
+        rejects.keep(
+            f"generation {self.request.id} can't be accepted: {type(error).__name__}", repr(kwargs)
+        )
+        raise
 
 
 @app.task(name="seedance.upload")

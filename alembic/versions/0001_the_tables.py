@@ -37,6 +37,7 @@ def upgrade() -> None:
         sa.Column("probe_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
         sa.Column("refused_estimate", sa.Numeric(precision=14, scale=4), nullable=True),
         sa.Column("failures", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("opened_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
         sa.CheckConstraint(
             "name IN ('api_key', 'credit', 'backoff')", name=op.f("ck_gates_name_known")
         ),
@@ -63,7 +64,8 @@ def upgrade() -> None:
         sa.Column(
             "content", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True
         ),
-        sa.Column("attempt", sa.SmallInteger(), server_default="0", nullable=False),
+        sa.Column("content_until", postgresql.TIMESTAMP(timezone=True), nullable=True),
+        sa.Column("attempt", sa.Integer(), server_default="0", nullable=False),
         sa.Column("fingerprint", sa.Text(), nullable=True),
         sa.Column("remote_task_id", sa.Text(), nullable=True),
         sa.Column("remote_status", sa.Text(), nullable=True),
@@ -75,8 +77,8 @@ def upgrade() -> None:
         sa.Column("credit_cost", sa.Numeric(precision=14, scale=4), nullable=True),
         sa.Column("due_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
         sa.Column("lease", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("tries", sa.SmallInteger(), server_default="0", nullable=False),
-        sa.Column("failures", sa.SmallInteger(), server_default="0", nullable=False),
+        sa.Column("tries", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("failures", sa.Integer(), server_default="0", nullable=False),
         sa.Column("polls", sa.Integer(), server_default="0", nullable=False),
         sa.Column("cancel_requested_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
         sa.Column("cancel_sent_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
@@ -140,6 +142,13 @@ def upgrade() -> None:
         postgresql_where=sa.text("attention IS NOT NULL"),
     )
     op.create_index("ix_generations_created", "generations", ["created_at", "id"], unique=False)
+    op.create_index(
+        "ix_generations_deadline",
+        "generations",
+        ["deadline_at"],
+        unique=False,
+        postgresql_where=sa.text("status = 'accepted' AND deadline_at IS NOT NULL"),
+    )
     op.create_index(
         "ix_generations_due",
         "generations",
@@ -217,7 +226,7 @@ def upgrade() -> None:
         sa.Column("task_id", sa.Text(), nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("generation_id", sa.Uuid(), nullable=True),
-        sa.Column("attempt", sa.SmallInteger(), nullable=True),
+        sa.Column("attempt", sa.Integer(), nullable=True),
         sa.Column("seed", sa.BigInteger(), nullable=True),
         sa.Column("model", sa.Text(), nullable=True),
         sa.Column("resolution", sa.Text(), nullable=True),
@@ -269,7 +278,7 @@ def upgrade() -> None:
         sa.Column("event", sa.Text(), nullable=False),
         sa.Column("from_status", sa.Text(), nullable=True),
         sa.Column("to_status", sa.Text(), nullable=True),
-        sa.Column("attempt", sa.SmallInteger(), nullable=True),
+        sa.Column("attempt", sa.Integer(), nullable=True),
         sa.Column(
             "detail", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True
         ),
@@ -290,7 +299,7 @@ def upgrade() -> None:
     op.create_table(
         "submit_attempts",
         sa.Column("generation_id", sa.Uuid(), nullable=False),
-        sa.Column("number", sa.SmallInteger(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
         sa.Column("seed", sa.BigInteger(), nullable=False),
         sa.Column("seed_drawn", sa.Boolean(), nullable=False),
         sa.Column("fingerprint", sa.Text(), nullable=False),
@@ -352,6 +361,7 @@ def upgrade() -> None:
         sa.Column("size", sa.BigInteger(), nullable=False),
         sa.Column("file_path", sa.Text(), nullable=True),
         sa.Column("claimed_by", sa.Uuid(), nullable=True),
+        sa.Column("claimed_lease", sa.BigInteger(), nullable=True),
         sa.Column("claimed_until", postgresql.TIMESTAMP(timezone=True), nullable=True),
         sa.Column("uploaded_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
         sa.Column("valid_until", postgresql.TIMESTAMP(timezone=True), nullable=True),
@@ -432,6 +442,11 @@ def downgrade() -> None:
         "ix_generations_due",
         table_name="generations",
         postgresql_where=sa.text("status IN ('running', 'submitting', 'uncertain', 'uploading')"),
+    )
+    op.drop_index(
+        "ix_generations_deadline",
+        table_name="generations",
+        postgresql_where=sa.text("status = 'accepted' AND deadline_at IS NOT NULL"),
     )
     op.drop_index("ix_generations_created", table_name="generations")
     op.drop_index(

@@ -21,7 +21,6 @@ from models.lifecycle import (
     Observation,
     Progress,
     Status,
-    holds_slot,
     observe,
     rank,
 )
@@ -116,12 +115,6 @@ def test_the_groups_split_the_statuses():
     assert LIVE | TERMINAL | {S.ACCEPTED} == set(Status)
     assert IN_DOUBT < LIVE
     assert UNSENT.isdisjoint(IN_DOUBT)
-
-
-@pytest.mark.parametrize("status", Status)
-def test_slots_are_held_by_the_live_that_need_nobody(status):
-    assert holds_slot(status, attention=False) == (status in LIVE)
-    assert not holds_slot(status, attention=True)
 
 
 # --- observations ------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from api_client import InvalidRequest
-from models import intake
+from models import intake, storable
 from models.intake import IdempotencyConflict, RefusedRequest
 from worker import rejects
 from worker.crash_points import reached
@@ -85,14 +85,20 @@ def _refuse(
     with rt.engine.begin() as conn:
         intake.record_refused(
             conn,
-            RefusedRequest(generation_id, _storable(request), message, code=code),
+            RefusedRequest(
+                generation_id, _storable(request), storable.text(message) or "", code=code
+            ),
         )
 
 
 def _storable(request: Mapping[str, Any]) -> dict[str, Any]:
-    """The request as it came, if the database can keep it; NUL is what it can't."""
-    text = json.dumps(request, default=str)
-    if "\\u0000" in text or "\\ud" in text.lower() or len(text) > rejects.MOST_BYTES:
-        return {"unstorable": text[:1000].encode("ascii", "replace").decode().replace("\\", "/")}
-    kept: dict[str, Any] = json.loads(text)
-    return kept
+    """The request as it came, if jsonb can keep it; else what can be shown of it."""
+    try:
+        text = json.dumps(request, allow_nan=False)
+        text.encode()
+        if "\\u0000" not in text and "\\ud" not in text.lower() and len(text) < rejects.MOST_BYTES:
+            kept: dict[str, Any] = json.loads(text)
+            return kept
+    except (ValueError, TypeError, RecursionError):
+        pass
+    return {"unstorable": ascii(request)[:1000].replace("\\", "/")}

@@ -9,7 +9,8 @@ from decimal import Decimal
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, func, select, update
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from api_client import ApiError, InsufficientCredit, InvalidApiKey, Task
 from models import gates
@@ -47,6 +48,29 @@ class Row:
     polls: int
     failures: int
     attention: str | None
+
+
+MOST_TRIES = 30_000
+"""As many as the column counts."""
+
+
+def begin(engine: Engine, generation_id: uuid.UUID, lease: int) -> Row | None:
+    """Start on a claimed generation: count the try, which progress will take back, and load it.
+
+    A message that is lost counts nothing; a worker that dies leaves the count behind.
+    """
+    with engine.begin() as conn:
+        count_try(conn, generation_id, lease)
+        return load(conn, generation_id, lease)
+
+
+def count_try(conn: Connection, generation_id: uuid.UUID, lease: int) -> None:
+    """Somebody begins to work on it."""
+    conn.execute(
+        update(Generation)
+        .where(g.id == generation_id, g.lease == lease, g.finished_at.is_(None))
+        .values(tries=func.least(g.tries + 1, MOST_TRIES))
+    )
 
 
 def load(conn: Connection, generation_id: uuid.UUID, lease: int) -> Row | None:
@@ -111,12 +135,12 @@ def surely(engine: Engine, write: Callable[[Connection], T], *, within: float) -
         try:
             with engine.begin() as conn:
                 return write(conn)
-        except DBAPIError as error:
+        except (OperationalError, InterfaceError, PoolTimeout) as error:
             pause = backoff(failures, base=0.1, cap=2.0)
             if time.monotonic() + pause > deadline:
                 raise
             failures += 1
-            log.warning("the database refused a result, trying again: %s", type(error.orig))
+            log.warning("a result can't be written, trying again: %s", type(error).__name__)
             time.sleep(pause)
 
 

@@ -5,7 +5,7 @@ import uuid
 
 from sqlalchemy import Connection
 
-from api_client import ApiError, Disposition, RateLimited, TaskNotFound
+from api_client import ApiError, CancelNotAllowed, Disposition, RateLimited, TaskNotFound
 from models import schedule, transitions
 from models.lifecycle import Status
 from worker.crash_points import reached
@@ -25,8 +25,7 @@ SLOW = 300.0
 
 def run(rt: Runtime, generation_id: uuid.UUID, lease: int) -> None:
     """One look at the remote task of a running generation; first its cancel, if asked for."""
-    with rt.engine.connect() as conn:
-        row = common.load(conn, generation_id, lease)
+    row = common.begin(rt.engine, generation_id, lease)
     if row is None or row.status != Status.RUNNING or row.remote_task_id is None:
         return
     try:
@@ -39,6 +38,9 @@ def run(rt: Runtime, generation_id: uuid.UUID, lease: int) -> None:
         return
     except ApiError as error:
         _failed(rt, row, error)
+        return
+    if task.task_id != row.remote_task_id:
+        _mistaken(rt, row, task.task_id)
         return
     reached("poll.after_get")
     with rt.engine.begin() as conn:
@@ -61,15 +63,28 @@ def _again(rt: Runtime, conn: Connection, row: common.Row) -> None:
 
 
 def _cancel(rt: Runtime, row: common.Row, task_id: str) -> None:
-    """Ask the provider to cancel. The answer is a hint: the end comes from looking."""
+    """Ask the provider to cancel. The answer is a hint: the end comes from looking.
+
+    Whatever goes wrong here, the task is looked at, and asked again with the next look.
+    """
     try:
         answer = rt.client.cancel(task_id, retry=False).status or "no status"
     except ApiError as error:
-        if error.disposition in (Disposition.RETRY, Disposition.HOLD):
-            raise
+        refused = error.disposition is Disposition.PERMANENT or isinstance(error, CancelNotAllowed)
+        if not refused:
+            log.warning("generation %s can't be cancelled yet: %s", row.id, error)
+            return
         answer = error.code or f"HTTP {error.http_status}"
     with rt.engine.begin() as conn:
         transitions.cancel_sent(conn, row.id, row.lease, answer=answer)
+
+
+def _mistaken(rt: Runtime, row: common.Row, shown: str) -> None:
+    why = f"asked for remote task {row.remote_task_id}, the provider showed {shown[:80]!r}"
+    log.error("generation %s: %s", row.id, why)
+    with rt.engine.begin() as conn:
+        transitions.need_attention(conn, row.id, why)
+        transitions.reschedule(conn, row.id, row.lease, seconds=SLOW, failures=row.failures + 1)
 
 
 def _failed(rt: Runtime, row: common.Row, error: ApiError) -> None:

@@ -11,6 +11,7 @@ from datetime import timedelta
 from enum import StrEnum
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 
 from api_client import ApiError, Disposition
 from models import resolution, schedule, transitions, watch
@@ -48,6 +49,7 @@ def run(rt: Runtime, claims: Sequence[tuple[uuid.UUID, int]]) -> dict[uuid.UUID,
     with rt.engine.begin() as conn:
         found = watch.in_doubt(conn, claims, key_exclusive=rt.settings.key_exclusive)
         for one in found:
+            common.count_try(conn, one.case.generation_id, one.lease)
             if one.status is Status.SUBMITTING:
                 # Its lease has ended without an answer: whoever had it died or is lost.
                 transitions.doubt(conn, one.case.generation_id, one.latest, why="no answer came")
@@ -74,7 +76,13 @@ def run(rt: Runtime, claims: Sequence[tuple[uuid.UUID, int]]) -> dict[uuid.UUID,
         return outcomes
     reached("resolve.after_reading")
     for one in cases:
-        outcomes[one.case.generation_id] = _decide(rt, one, verdicts[one.case.generation_id])
+        generation_id = one.case.generation_id
+        try:
+            outcomes[generation_id] = _decide(rt, one, verdicts[generation_id])
+        except SQLAlchemyError:
+            # The others of the batch are not to wait for this one.
+            log.exception("generation %s: its decision could not be written", generation_id)
+            outcomes[generation_id] = Outcome.LOST
     reached("resolve.after_decision")
     return outcomes
 

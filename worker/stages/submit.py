@@ -4,7 +4,7 @@ import logging
 import uuid
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from api_client import ApiError, Disposition, GenerationRequest, NotSent, Submitted
 from models import schedule, submission, transitions, watch
@@ -24,10 +24,14 @@ class TooLateError(Exception):
 
 def run(rt: Runtime, generation_id: uuid.UUID, lease: int) -> None:
     """Submit a generation that is `uploading` with all its references in place."""
-    with rt.engine.connect() as conn:
-        row = common.load(conn, generation_id, lease)
-    if row is None or row.status != Status.UPLOADING:
-        return
+    row = common.begin(rt.engine, generation_id, lease)
+    if row is not None and row.status == Status.UPLOADING:
+        submit(rt, row)
+
+
+def submit(rt: Runtime, row: common.Row) -> None:
+    """Submit a generation that this process has begun to work on."""
+    generation_id, lease = row.id, row.lease
     # The token comes before the intent: nothing that can block may stand after it.
     try:
         rt.limiter.wait("submit", timeout=min(5.0, rt.settings.lease / 4))
@@ -58,10 +62,10 @@ def _intend(rt: Runtime, generation_id: uuid.UUID, lease: int) -> Intent | None:
         with rt.engine.begin() as conn:
             result = submission.begin(conn, generation_id, lease, rt.settings.timing)
     except IntegrityError:
-        # An equal generation took the fingerprint (or by chance the seed) in the same moment.
+        # An equal generation took the fingerprint (or by chance the seed) in the same moment:
+        # the second look finds it, and waits for it.
         with rt.engine.begin() as conn:
-            submission.put_back_blocked(conn, generation_id, lease, None)
-        return None
+            result = submission.begin(conn, generation_id, lease, rt.settings.timing)
     if isinstance(result, Held):
         log.info("generation %s is not submitted: %s", generation_id, result.why)
         return None
@@ -71,8 +75,11 @@ def _intend(rt: Runtime, generation_id: uuid.UUID, lease: int) -> Intent | None:
 def _post(rt: Runtime, intent: Intent, request: GenerationRequest, started: float) -> None:
     def check() -> None:
         """Runs on an open connection, directly before the first byte."""
-        with rt.engine.connect() as conn:
-            obstacle = submission.may_still_send(conn, intent)
+        try:
+            with rt.engine.connect() as conn:
+                obstacle = submission.may_still_send(conn, intent)
+        except SQLAlchemyError as error:
+            raise TooLateError(f"it can't be checked: {type(error).__name__}") from error
         if obstacle is not None:
             raise TooLateError(obstacle)
         age = waking_clock() - started
@@ -158,7 +165,8 @@ def _refused(rt: Runtime, intent: Intent, error: ApiError) -> None:
     if error.code == "CONCURRENCY_LIMIT_REACHED":
         with rt.engine.begin() as conn:
             schedule.learn_lower(conn, schedule.in_flight(conn))
-    match error.disposition:
+    # A refusal that names a task is none: the task may exist.
+    match Disposition.AMBIGUOUS if error.task_id else error.disposition:
         case Disposition.PERMANENT:
             log.info("generation %s is refused: %s", intent.generation_id, error.code)
 
@@ -185,6 +193,8 @@ def _refused(rt: Runtime, intent: Intent, error: ApiError) -> None:
                 )
 
         case Disposition.AMBIGUOUS:
+            if (error.http_status or 0) >= 500:
+                common.hold(rt, error)  # it is in trouble: fewer doubts are better
             log.warning(
                 "generation %s, attempt %d: outcome unknown (%s); the task list will show",
                 intent.generation_id,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, update
 
-from api_client import ApiError, Disposition, InvalidRequest, media_type
+from api_client import ApiError, Disposition, InvalidRequest, RateLimited, media_type
 from models import transitions, uploads
 from models.base import table_of
 from models.lifecycle import Note, Status
@@ -41,14 +41,17 @@ class LeaseLostError(Exception):
     """The row belongs to another worker now, or was cancelled: stop at once."""
 
 
+class RepeatedMessageError(Exception):
+    """The same message is being worked on: leave it to that."""
+
+
 class BusyError(Exception):
     """Another generation is uploading the same bytes."""
 
 
 def run(rt: Runtime, generation_id: uuid.UUID, lease: int) -> None:
     """Upload what the request refers to, then submit, under the same lease."""
-    with rt.engine.connect() as conn:
-        row = common.load(conn, generation_id, lease)
+    row = common.begin(rt.engine, generation_id, lease)
     if row is None or row.status != Status.UPLOADING:
         return
     keep = _Renewal(rt, generation_id, lease)
@@ -57,6 +60,8 @@ def run(rt: Runtime, generation_id: uuid.UUID, lease: int) -> None:
         keep()
     except LeaseLostError:
         log.info("generation %s: lease %d was lost while uploading", generation_id, lease)
+        return
+    except RepeatedMessageError:
         return
     except BusyError:
         with rt.engine.begin() as conn:
@@ -71,14 +76,16 @@ def run(rt: Runtime, generation_id: uuid.UUID, lease: int) -> None:
     except ApiError as error:
         _refused(rt, row, error)
         return
+    paths = [item[item["type"]] for item in content]
     with rt.engine.begin() as conn:
-        stored = conn.execute(
+        conn.execute(
             update(Generation)
             .where(g.id == generation_id, g.lease == lease, g.status == Status.UPLOADING)
-            .values(content=content)
+            .values(content=content, content_until=uploads.valid_until(conn, paths))
         )
-    if stored.rowcount:
-        submit.run(rt, generation_id, lease)
+        row = common.load(conn, generation_id, lease)
+    if row is not None:
+        submit.submit(rt, row)
 
 
 class _Renewal:
@@ -117,13 +124,15 @@ def _resolved(rt: Runtime, row: common.Row, item: dict[str, str], keep: _Renewal
 def _upload(
     rt: Runtime, row: common.Row, reference: Reference, content_type: str, keep: _Renewal
 ) -> str:
-    bytes_ = Content(reference.sha256, content_type, row.id)
+    bytes_ = Content(reference.sha256, content_type, row.id, row.lease)
     seconds = rt.settings.lease
     with rt.engine.begin() as conn:
         found = uploads.claim(conn, bytes_, size=reference.size, lease_seconds=seconds)
     match found:
         case Uploaded(file_path):
             return file_path
+        case SomebodyElse(same_message=True):
+            raise RepeatedMessageError
         case SomebodyElse():
             raise BusyError
     keep.also = lambda conn: uploads.renew(conn, bytes_, seconds=seconds)
@@ -176,7 +185,17 @@ def _refused(rt: Runtime, row: common.Row, error: ApiError) -> None:
             with rt.engine.begin() as conn:
                 transitions.put_back(conn, row.id, row.lease, waits_for=waits_for, seconds=5.0)
         case Disposition.RETRY | Disposition.AMBIGUOUS:
-            _put_back(rt, row, str(error), "the provider's storage")
+            # An outage of the provider fails nothing, however long; it is shown after a while.
+            if isinstance(error, RateLimited):
+                common.hold(rt, error)
+            shown = f"its references can't be uploaded: {error}"
+            _again_later(
+                rt,
+                row,
+                str(error),
+                "the provider's storage",
+                attention=shown if row.failures + 1 >= MAX_FAILURES else None,
+            )
 
 
 def _reject(rt: Runtime, row: common.Row, code: str, message: str) -> None:
@@ -189,9 +208,21 @@ def _put_back(rt: Runtime, row: common.Row, why: str, waits_for: str) -> None:
     if row.failures + 1 >= MAX_FAILURES:
         _reject(rt, row, "REFERENCE_UNAVAILABLE", why)
         return
+    _again_later(rt, row, why, waits_for)
+
+
+def _again_later(
+    rt: Runtime, row: common.Row, why: str, waits_for: str, *, attention: str | None = None
+) -> None:
     log.warning("generation %s waits for %s: %s", row.id, waits_for, why)
     seconds = backoff(row.failures, base=common.BACKOFF_BASE, cap=common.BACKOFF_CAP)
     with rt.engine.begin() as conn:
         transitions.put_back(
-            conn, row.id, row.lease, waits_for=waits_for, seconds=seconds, failed=True
+            conn,
+            row.id,
+            row.lease,
+            waits_for=waits_for,
+            seconds=seconds,
+            attention=attention,
+            failed=True,
         )
