@@ -89,8 +89,8 @@ def _told(ids: ColumnElement[uuid.UUID], event: Event) -> Any:
     )
 
 
-def _order(new: NewGeneration) -> tuple[str, str, uuid.UUID]:
-    return new.tenant, new.idempotency_key or "", new.id
+def _order(new: NewGeneration) -> tuple[str, str]:
+    return new.tenant, new.idempotency_key or ""
 
 
 def _row(new: NewGeneration) -> dict[str, Any]:

@@ -236,6 +236,15 @@ def may_still_send(conn: Connection, intent: Intent) -> str | None:
     return None if gate is None else f"gate {gate.name}"
 
 
+def lately_in_doubt(conn: Connection, *, seconds: float) -> int:
+    """How many attempts of the last seconds ended without a definite answer."""
+    return conn.execute(
+        select(func.count()).where(
+            a.started_at >= transitions.in_seconds(-seconds), a.outcome == "unknown"
+        )
+    ).scalar_one()
+
+
 def flag_second_task(
     conn: Connection,
     generation_id: uuid.UUID,

@@ -8,16 +8,21 @@ import os
 
 from kombu import Queue
 
-from worker.settings import Settings
+from worker.settings import Settings, SettingsError
 
 STAGE_QUEUE = "seedance.stages"
 INTAKE_QUEUE = "celery"
 UPKEEP_QUEUE = "seedance.upkeep"
 
 
-def _seconds(name: str) -> float:
-    given = os.environ.get(f"SEEDANCE_{name.upper()}")
-    return float(given) if given else float(Settings.model_fields[name].default)
+def _setting(name: str) -> float:
+    """One number, without asking for all the settings: beat needs no API key."""
+    variable = f"SEEDANCE_{name.upper()}"
+    given = os.environ.get(variable)
+    try:
+        return float(given) if given else float(Settings.model_fields[name].default)
+    except ValueError:
+        raise SettingsError(f"{variable} is {given!r}; write a number") from None
 
 
 broker_url = os.environ.get("SEEDANCE_BROKER_URL") or Settings.model_fields["broker_url"].default
@@ -54,7 +59,7 @@ worker_prefetch_multiplier = 1
 # Stages wait on the network. Threads give back the messages of a dead worker (gevent did not)
 # and cost little; every call has its own timeout, since threads can't be interrupted.
 worker_pool = "threads"
-worker_concurrency = int(os.environ.get("SEEDANCE_CONCURRENCY") or 16)
+worker_concurrency = int(_setting("concurrency"))
 # Sets unreadable messages aside before they can kill the consumer.
 worker_consumer = "worker.consumer:Consumer"
 
@@ -75,7 +80,7 @@ broker_transport_options = {
     "health_check_interval": 25,
     "retry_on_timeout": False,
     # How soon messages of a dead worker come back, as for rows; redelivery is harmless here.
-    "visibility_timeout": _seconds("lease"),
+    "visibility_timeout": _setting("lease"),
     # A killed worker may hold the lock of the sweep for as long as this.
     "unacked_mutex_expire": 10,
     "unacked_restore_limit": 1000,
@@ -113,13 +118,13 @@ enable_utc = True
 beat_schedule = {
     "reconcile": {
         "task": "seedance.reconcile",
-        "schedule": _seconds("reconcile_every"),
-        "options": {"expires": _seconds("reconcile_every")},
+        "schedule": _setting("reconcile_every"),
+        "options": {"expires": _setting("reconcile_every")},
     },
     "balance": {
         "task": "seedance.balance",
-        "schedule": _seconds("balance_every"),
-        "options": {"expires": _seconds("balance_every")},
+        "schedule": _setting("balance_every"),
+        "options": {"expires": _setting("balance_every")},
     },
     "prune": {"task": "seedance.prune", "schedule": 3600.0, "options": {"expires": 3600.0}},
 }

@@ -150,7 +150,7 @@ class Dispatcher:
         """Set apart what was handed out again and again and never came back."""
         good = []
         for claim in claims:
-            if claim.tries <= self._rt.settings.max_tries:
+            if claim.tries < self._rt.settings.max_tries:
                 good.append(claim)
                 continue
             with self._rt.engine.begin() as conn:
@@ -158,7 +158,7 @@ class Dispatcher:
                     transitions.poison(conn, claim.id, claim.lease)
                     log.error("generation %s failed: workers died of it", claim.id)
                     continue
-                why = f"handed out {claim.tries} times without progress: workers die of it"
+                why = f"begun {claim.tries} times without coming back: workers die of it"
                 if transitions.need_attention(conn, claim.id, why):
                     log.error("generation %s needs attention: %s", claim.id, why)
             good.append(claim)

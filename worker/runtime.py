@@ -27,8 +27,11 @@ class Runtime:
         self.engine.dispose()
 
 
-def build(settings: Settings, *, pool_size: int = 10) -> Runtime:
-    """Build everything from settings. Opens no connection yet."""
+def build(settings: Settings, *, pool_size: int | None = None) -> Runtime:
+    """Build everything from settings. Opens no connection yet.
+
+    `pool_size`: database connections, by default one for each thread of a worker.
+    """
     limiter = Limiter(settings.rate_limit, settings.broker_url)
     client = SeedanceClient(
         ClientConfig(
@@ -41,7 +44,10 @@ def build(settings: Settings, *, pool_size: int = 10) -> Runtime:
         throttle=limiter.wait,
     )
     return Runtime(
-        settings, make_engine(settings.database_url, pool_size=pool_size), client, limiter
+        settings,
+        make_engine(settings.database_url, pool_size=pool_size or settings.concurrency),
+        client,
+        limiter,
     )
 
 

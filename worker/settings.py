@@ -17,7 +17,14 @@ from models.submission import Timing
 
 PREFIX = "SEEDANCE_"
 
-OUTSIDE = frozenset({"SEEDANCE_SIMULATOR_KEY", "SEEDANCE_HEARTBEAT_FILE", "SEEDANCE_DATA_DIR"})
+OUTSIDE = frozenset(
+    {
+        "SEEDANCE_HEARTBEAT_FILE",
+        "SEEDANCE_DATA_DIR",
+        "SEEDANCE_CRASH_AT",
+        "SEEDANCE_CRASH_ONCE",
+    }
+)
 """Variables with our prefix that are read elsewhere."""
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -101,8 +108,11 @@ class Settings(BaseSettings):
     max_tries: int = Field(
         10,
         ge=2,
-        description="How often a generation is handed out without any progress (workers that"
+        description="How often a generation is begun without any progress (workers that"
         " die of it) before it fails or needs attention.",
+    )
+    concurrency: int = Field(
+        16, ge=1, le=1000, description="Threads of a worker: so many steps at a time."
     )
     tick: Seconds = Field(
         1.0, description="How often a dispatcher looks for due work when nothing wakes it."

@@ -26,9 +26,7 @@ def test_death_at_a_crash_point_costs_nothing(
 ):
     media = {"SEEDANCE_MEDIA_ROOTS": str(ROOT / "examples" / "media")}
     once = tmp_path / "died"
-    doomed = service.worker(
-        SEEDANCE_CRASH_AT=point, SEEDANCE_CRASH_ONCE=str(once), **media
-    )
+    doomed = service.worker(SEEDANCE_CRASH_AT=point, SEEDANCE_CRASH_ONCE=str(once), **media)
     request = PLAIN
     if point.startswith("upload."):
         request = WITH_REFERENCE

@@ -71,7 +71,10 @@ OTHER = [
     Row("bare_after", {"status": 429}, U, "unknown", tasks=1),
     Row("bare_after", {"status": 503, "retry_after": 1}, U, "unknown", tasks=1),
     Row("bare_after", {"status": 504}, U, "unknown", tasks=1),
-    Row("redirect", {"status": 307}, F, "refused"),
+    # Without the provider's envelope nothing is a definite refusal: a proxy may have answered.
+    Row("redirect", {"status": 307}, U, "unknown"),
+    *[Row("bare", {"status": status}, U, "unknown") for status in (400, 401, 402, 403, 404)],
+    *[Row("bare_after", {"status": status}, U, "unknown", tasks=1) for status in (401, 403)],
     Row("null_result", {}, U, "unknown", tasks=1),
     Row("no_task_id", {}, U, "unknown", tasks=1),
     Row("garbage", {}, U, "unknown", tasks=1),

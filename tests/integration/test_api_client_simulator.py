@@ -238,7 +238,8 @@ def test_a_redirect_is_not_followed(sim, client):
     sim.fault("submit", "redirect")
     with pytest.raises(ApiError) as caught:
         client.submit(request())
-    assert caught.value.disposition is Disposition.PERMANENT
+    assert caught.value.disposition is Disposition.AMBIGUOUS
+    assert sim.received("submit") == 1
 
 
 @pytest.mark.parametrize(

@@ -813,19 +813,22 @@ def test_redirects_are_not_followed(status):
     with Server(TASK) as elsewhere:
         answer = http(status, b"", f"Location: {elsewhere.url}/api/v1/video/task/t1")
         with Server(answer) as server, Client(server.url) as client:
-            for call in (
-                lambda: client.get("t1"),
-                lambda: client.submit(REQUEST),
-                lambda: client.put(
-                    Presigned(presigned_url=f"{server.url}/k?{SIGNATURE}", file_path="k"),
-                    io.BytesIO(b"x"),
-                    size=1,
-                    content_type="image/png",
+            for disposition, call in (
+                (Disposition.PERMANENT, lambda: client.get("t1")),
+                (Disposition.AMBIGUOUS, lambda: client.submit(REQUEST)),
+                (
+                    Disposition.PERMANENT,
+                    lambda: client.put(
+                        Presigned(presigned_url=f"{server.url}/k?{SIGNATURE}", file_path="k"),
+                        io.BytesIO(b"x"),
+                        size=1,
+                        content_type="image/png",
+                    ),
                 ),
             ):
                 with pytest.raises(ApiError) as caught:
                     call()
-                assert caught.value.disposition is Disposition.PERMANENT
+                assert caught.value.disposition is disposition
                 assert caught.value.http_status == status
         assert elsewhere.connections == 0
 

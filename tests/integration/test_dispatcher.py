@@ -15,7 +15,7 @@ from models.schedule import Stage
 from tests.integration.conftest import text_request
 from tests.integration.invariants import laboratory
 from worker.dispatcher import Broker, Dispatcher
-from worker.stages import poll, resolve, submit, upload
+from worker.stages import common, poll, resolve, submit, upload
 from worker.upkeep import balance
 
 
@@ -327,10 +327,34 @@ def test_max_in_flight_bounds_what_is_past_admission(lab):
     lab.end_tasks()
 
 
-def test_what_workers_die_of_is_bounded_before_the_post(lab):
+def deadly(lab):
+    """The fate of a message whose worker begins with it, and dies."""
+
+    def begin_and_die(stage, claims):
+        for claim in claims:
+            common.begin(lab.rt.engine, claim.id, claim.lease)
+        return 0
+
+    return begin_and_die
+
+
+def test_lost_messages_are_no_deaths(lab):
     lab.rt = lab.make_runtime(max_tries=3)
     generation_id = lab.enqueue()
     one = dispatcher(lab, messages := Messages(lab, lambda *_: 0))
+    for _ in range(6):
+        one.tick()
+        lab.due_now(generation_id)
+    messages.fate = lambda *_: 1
+    one.tick()
+    assert lab.get(generation_id).status is Status.RUNNING
+    lab.complete(generation_id)
+
+
+def test_what_workers_die_of_is_bounded_before_the_post(lab):
+    lab.rt = lab.make_runtime(max_tries=3)
+    generation_id = lab.enqueue()
+    one = dispatcher(lab, messages := Messages(lab, deadly(lab)))
     for _ in range(6):
         one.tick()
         lab.due_now(generation_id)
@@ -344,7 +368,7 @@ def test_after_the_post_it_needs_attention_and_is_never_failed(lab, state):
     lab.rt = lab.make_runtime(max_tries=3)
     generation_id = lab.send() if state is Status.RUNNING else lab.in_doubt()
     lab.settle(generation_id)
-    one = dispatcher(lab, messages := Messages(lab, lambda *_: 0))
+    one = dispatcher(lab, messages := Messages(lab, deadly(lab)))
     for _ in range(6):
         lab.due_now(generation_id)
         one.tick()

@@ -82,7 +82,7 @@ def test_a_claim_raises_the_lease_and_is_due_again_at_its_end(conn):
     generation_id = make(conn, S.RUNNING, due_at=in_(-1))
     [one] = claim(conn)
     row = read(conn, generation_id)
-    assert (one.lease, one.tries, one.stage) == (8, 1, Stage.POLL)
+    assert (one.lease, one.tries, one.stage) == (8, 0, Stage.POLL), "a try begins with the work"
     assert row.lease == 8
     assert row.due_at - rows.db_now(conn) == timedelta(seconds=60)
     assert claim(conn) == []

@@ -69,9 +69,6 @@ def worker(concurrency: int | None, log_level: str, name: str | None) -> None:
       seedance worker --concurrency 32 --name video-1@%h
     """
     _prepare(log_level)
-    threads = os.environ.get("SEEDANCE_CONCURRENCY")
-    if threads and not (threads.isdecimal() and int(threads) > 0):
-        raise BadInput(f"SEEDANCE_CONCURRENCY is {threads!r}; allowed: a whole number from 1")
     # Celery reads its settings when the app is first used: after the environment is complete.
     from celery.exceptions import SecurityWarning
     from celery.utils.nodenames import host_format

@@ -168,9 +168,8 @@ def hold(rt: Runtime, error: ApiError, *, estimate: Decimal | None = None) -> st
                 name = GateName.BACKOFF
                 failures = gates.failures(conn, name)
                 seconds = error.retry_after or backoff(failures, base=BACKOFF_BASE, cap=60.0)
-                newly = gates.close(
-                    conn, name, f"{error.code or error.http_status}", opens_in=min(seconds, 600.0)
-                )
+                reason = error.code or str(error)[:200]
+                newly = gates.close(conn, name, reason, opens_in=min(seconds, 600.0))
     if newly:
         log.warning("gate %s is closed: %s; nothing new is sent, nothing fails", name, error)
     return f"gate {name}"

@@ -18,6 +18,11 @@ from worker.stages import common
 log = logging.getLogger(__name__)
 
 
+TROUBLE_SECONDS = 60.0
+TROUBLE_DOUBTS = 3
+"""So many lost answers in so many seconds, and a 5xx closes the backoff gate."""
+
+
 class TooLateError(Exception):
     """Raised just before the write: the POST must not be sent any more. Nothing was written."""
 
@@ -193,8 +198,8 @@ def _refused(rt: Runtime, intent: Intent, error: ApiError) -> None:
                 )
 
         case Disposition.AMBIGUOUS:
-            if (error.http_status or 0) >= 500:
-                common.hold(rt, error)  # it is in trouble: fewer doubts are better
+            if (error.http_status or 0) >= 500 and _in_trouble(rt):
+                common.hold(rt, error)
             log.warning(
                 "generation %s, attempt %d: outcome unknown (%s); the task list will show",
                 intent.generation_id,
@@ -206,6 +211,12 @@ def _refused(rt: Runtime, intent: Intent, error: ApiError) -> None:
                 _doubt(conn, intent, str(error)[:300], error.code or None)
 
     common.surely(rt.engine, write, within=rt.settings.lease)
+
+
+def _in_trouble(rt: Runtime) -> bool:
+    """Whether answers fail again and again: then nothing more is sent into doubt for a while."""
+    with rt.engine.connect() as conn:
+        return submission.lately_in_doubt(conn, seconds=TROUBLE_SECONDS) >= TROUBLE_DOUBTS
 
 
 def _doubt(conn: Connection, intent: Intent, why: str, code: str | None) -> None:
