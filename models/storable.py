@@ -25,11 +25,12 @@ def text(value: str | None) -> str | None:
     return value.replace("\x00", "").encode("utf-8", "replace").decode("utf-8")
 
 
-def credits(value: Decimal | None) -> Decimal | None:  # noqa: A001  (the provider's word)
+def credits(value: Decimal | int | None) -> Decimal | None:  # noqa: A001  (the provider's word)
     """An amount that can have been charged; None for any other."""
-    if value is None or not value.is_finite() or not 0 <= value < MOST_CREDITS:
+    amount = None if value is None else Decimal(value)
+    if amount is None or not amount.is_finite() or not 0 <= amount < MOST_CREDITS:
         return None
-    return value
+    return amount
 
 
 def seed(value: int | None) -> int | None:

@@ -204,12 +204,12 @@ def test_the_unique_index_is_the_last_word(lab):
 
 
 def test_an_intent_beyond_its_age_is_not_sent(lab):
-    """Another connection holds the row for longer than B, so that the intent itself is slow."""
+    """Another connection holds up the intent itself for longer than B."""
     lab.rt = lab.make_runtime(send_budget=0.3)
     claim = lab.start()
     engine = lab.rt.engine
     with engine.connect() as holder:
-        holder.exec_driver_sql(f"SELECT 1 FROM generations WHERE id = '{claim.id}' FOR UPDATE")
+        holder.exec_driver_sql("LOCK TABLE submit_attempts IN ACCESS EXCLUSIVE MODE")
         with in_background(lambda: submit.run(lab.rt, claim.id, claim.lease)):
             wait_for(lambda: lab.value("SELECT count(*) FROM pg_locks WHERE NOT granted") > 0)
             time.sleep(0.4)  # the age itself is what is tested
@@ -440,7 +440,7 @@ def test_an_answer_outlives_an_outage_of_the_database(lab, postgres, caplog):
     with in_background(
         lambda: submit.run(paused(lab.rt, after_check=outage), claim.id, claim.lease)
     ):
-        wait_for(lambda: "the database refused a result" in caplog.text)
+        wait_for(lambda: "a result can't be written" in caplog.text)
         assert lab.posts == 1
         with outside.connect() as conn:
             conn.exec_driver_sql(f'ALTER DATABASE "{database}" ALLOW_CONNECTIONS true')

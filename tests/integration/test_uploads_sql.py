@@ -4,6 +4,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -32,7 +33,7 @@ def conn(engine: Engine) -> Iterator[Connection]:
 
 
 def content(conn: Connection, sha: str = "a" * 64, kind: str = "image/png") -> Content:
-    return Content(sha, kind, rows.make(conn, Status.UPLOADING))
+    return Content(sha, kind, rows.make(conn, Status.UPLOADING), lease=7)
 
 
 def claim(conn: Connection, what: Content):
@@ -54,17 +55,28 @@ def later(conn: Connection, seconds: float) -> None:
 def test_the_first_uploads_the_second_waits_the_third_finds_it(conn):
     first, second = content(conn), content(conn)
     assert claim(conn, first) == Yours()
-    assert claim(conn, second) == SomebodyElse()
+    assert claim(conn, second) == SomebodyElse(same_message=False)
     done(conn, first)
     assert claim(conn, second) == Uploaded("u/1.png")
     assert claim(conn, first) == Uploaded("u/1.png")
 
 
-def test_who_has_the_claim_gets_it_again(conn):
+def test_who_has_the_claim_gets_it_again_under_a_newer_lease(conn):
     """Its worker died and the generation was handed out again."""
     first = content(conn)
+    again = replace(first, lease=first.lease + 1)
     assert claim(conn, first) == Yours()
+    assert claim(conn, again) == Yours()
+    done(conn, first)
+    assert claim(conn, content(conn)) == SomebodyElse(same_message=False), "the first is fenced"
+    done(conn, again)
+    assert claim(conn, content(conn)) == Uploaded("u/1.png")
+
+
+def test_the_same_message_twice_uploads_once(conn):
+    first = content(conn)
     assert claim(conn, first) == Yours()
+    assert claim(conn, first) == SomebodyElse(same_message=True)
 
 
 def test_other_bytes_and_other_types_are_other_uploads(conn):
@@ -79,7 +91,7 @@ def test_a_claim_that_was_left_is_taken_over_and_its_holder_is_too_late(conn):
     later(conn, 61)
     assert claim(conn, second) == Yours()
     done(conn, first)
-    assert claim(conn, content(conn)) == SomebodyElse()
+    assert claim(conn, content(conn)) == SomebodyElse(same_message=False)
     done(conn, second)
     assert claim(conn, first) == Uploaded("u/1.png")
 
@@ -91,7 +103,7 @@ def test_a_claim_is_kept_while_a_large_file_is_on_its_way(conn):
     uploads.renew(conn, first, seconds=60)
     uploads.renew(conn, second, seconds=6000)
     later(conn, 50)
-    assert claim(conn, second) == SomebodyElse()
+    assert claim(conn, second) == SomebodyElse(same_message=False)
     later(conn, 11)
     assert claim(conn, second) == Yours()
 
@@ -100,7 +112,7 @@ def test_after_a_failure_the_next_may_try_at_once(conn):
     first, second = content(conn), content(conn)
     claim(conn, first)
     uploads.failed(conn, second)
-    assert claim(conn, second) == SomebodyElse()
+    assert claim(conn, second) == SomebodyElse(same_message=False)
     uploads.failed(conn, first)
     assert claim(conn, second) == Yours()
 
@@ -122,7 +134,7 @@ def test_what_is_no_longer_valid_is_uploaded_again(conn):
     assert claim(conn, second) == Uploaded("u/1.png")
     later(conn, 20)
     assert claim(conn, second) == Yours()
-    assert claim(conn, first) == SomebodyElse()
+    assert claim(conn, first) == SomebodyElse(same_message=False)
 
 
 def test_of_many_at_once_one_uploads(engine):
@@ -138,7 +150,7 @@ def test_of_many_at_once_one_uploads(engine):
     with ThreadPoolExecutor(len(everyone)) as pool:
         results = list(pool.map(run, everyone))
     assert results.count(Yours()) == 1
-    assert results.count(SomebodyElse()) == 5
+    assert results.count(SomebodyElse(same_message=False)) == 5
 
 
 def test_an_upload_outlives_the_generation_that_made_it(conn):

@@ -43,6 +43,7 @@ GOOD = {
     "rate_limit": ("600/minute", "600/minute"),
     "max_attempts": ("1", 1),
     "max_tries": ("2", 2),
+    "concurrency": ("32", 32),
     "tick": ("0.1", 0.1),
     "probe_every": ("7", 7.0),
     "upload_valid": ("60", 60.0),
@@ -63,6 +64,7 @@ BAD = {
     "max_in_flight": ["0", "-1", "1.5", "many"],
     "max_attempts": ["0", "x"],
     "max_tries": ["1", "x"],
+    "concurrency": ["0", "x", "1001"],
     "upload_max_bytes": ["0", "x"],
     "list_lag": ["-0.1", "x", "nan", "inf"],
     "settle_margin": ["-1", "nan", "inf"],
@@ -70,7 +72,7 @@ BAD = {
     name: ["0", "-1", "soon", "nan", "inf"]
     for name, (value, _) in GOOD.items()
     if name not in ("list_lag", "settle_margin") and re.fullmatch(r"[\d.]+", value)
-    if name not in ("max_in_flight", "max_attempts", "max_tries", "upload_max_bytes")
+    if name not in ("max_in_flight", "max_attempts", "max_tries", "concurrency", "upload_max_bytes")
     if name != "allow_private_sources"
 }
 
