@@ -86,15 +86,20 @@ class Service:
         self._processes: list[Process] = []
 
     def worker(self, *options: str, **env: str) -> Process:
-        name = f"worker-{len(self._processes)}"
-        return self._start(name, ["worker", "--concurrency", "4", *options], env)
+        return self._start("worker", ["seedance", "worker", "-c", "4", *options], env)
+
+    def celery_worker(self, *options: str, **env: str) -> Process:
+        """A worker as users of Celery start it."""
+        command = ["celery", "-A", "worker.app", "worker", "-l", "INFO", "-c", "4", *options]
+        return self._start("worker", command, env)
 
     def beat(self, **env: str) -> Process:
-        return self._start(f"beat-{len(self._processes)}", ["beat"], env)
+        return self._start("beat", ["seedance", "beat"], env)
 
-    def _start(self, name: str, options: list[str], env: Mapping[str, str]) -> Process:
-        log = self._folder / f"{name}.log"
-        process = Process([str(BIN / "seedance"), *options], {**self.env, **env}, log)
+    def _start(self, name: str, command: list[str], env: Mapping[str, str]) -> Process:
+        log = self._folder / f"{name}-{len(self._processes)}.log"
+        program, *options = command
+        process = Process([str(BIN / program), *options], {**self.env, **env}, log)
         self._processes.append(process)
         return process
 

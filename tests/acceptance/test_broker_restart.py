@@ -25,7 +25,7 @@ def test_workers_outlive_a_broker_restart(
     pool: str, service: Service, sim: simulator.Simulator, own_valkey: EmbeddedValkey
 ):
     service.env["SEEDANCE_BROKER_URL"] = own_valkey.url()
-    worker = service.ready(service.worker("--pool", pool))
+    worker = service.ready(service.celery_worker("--pool", pool))
     # Slow answers keep messages in hand while the broker goes.
     sim.fault("get", "delay_after", probability=1.0, seconds=0.5)
     ids = [service.enqueue(f"cat {number} [sim: seconds=60]") for number in range(8)]
