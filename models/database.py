@@ -1,6 +1,7 @@
 """Reaching the database: one address form, one engine, one way to begin."""
 
-from sqlalchemy import URL, Engine, create_engine, make_url
+import psycopg
+from sqlalchemy import URL, Engine, ExceptionContext, create_engine, event, make_url
 
 DRIVER = "postgresql+psycopg"
 
@@ -28,7 +29,7 @@ def make_engine(url: str, *, pool_size: int = 5, application: str = "seedance") 
     Statements that take over 30 s or wait over 10 s for a lock are given up: leases end, and
     the work is simply due again.
     """
-    return create_engine(
+    engine = create_engine(
         normalise_url(url),
         pool_size=pool_size,
         max_overflow=pool_size,
@@ -42,3 +43,20 @@ def make_engine(url: str, *, pool_size: int = 5, application: str = "seedance") 
             " -c idle_in_transaction_session_timeout=60s",
         },
     )
+    event.listen(engine, "handle_error", _without_the_row)
+    return engine
+
+
+def _without_the_row(context: ExceptionContext) -> None:
+    """Cut PostgreSQL's DETAIL from an error: it quotes rows, with signed addresses and prompts.
+
+    `orig.diag` keeps it for code that asks.
+    """
+    error = context.original_exception
+    if not isinstance(error, psycopg.Error) or not error.diag.message_primary:
+        return
+    error.args = (error.diag.message_primary,)
+    if context.sqlalchemy_exception is not None:
+        kind = type(error)
+        shown = f"({kind.__module__}.{kind.__name__}) {error.diag.message_primary}"
+        context.sqlalchemy_exception.args = (shown,)

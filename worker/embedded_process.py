@@ -112,7 +112,10 @@ def unprivileged_account(*paths: Path) -> Account | None:
         )
     ids = (f"--reuid={uid}", f"--regid={gid}", "--clear-groups")
     caps = (f"--inh-caps=+{capability}", f"--ambient-caps=+{capability}")
-    return Account(uid, gid, (setpriv, *ids, *caps, "--"))
+    # access(2), by which PostgreSQL looks for its programs, takes capabilities away from a user
+    # other than root, except under this bit. What is exec'ed has the one capability alone.
+    bits = "--securebits=+no_setuid_fixup"
+    return Account(uid, gid, (setpriv, *ids, *caps, bits, "--"))
 
 
 def _owner(path: Path) -> tuple[int, int]:

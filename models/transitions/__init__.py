@@ -1,0 +1,49 @@
+"""One named, guarded UPDATE for each transition, with its event, in the caller's transaction.
+
+Every function here compares and sets: it names the statuses (and the lease or attempt) it may
+leave, and returns None when another was faster; whoever loses the race changes nothing. A
+transition that leaves doubt also wakes the oldest generation that waited for its fingerprint.
+"""
+
+from models.transitions.answers import (
+    adopt,
+    close_attempt,
+    declined,
+    doubt,
+    not_sent,
+    refused,
+    submitted,
+)
+from models.transitions.before import admit, intend, lapse, poison, put_back, reject
+from models.transitions.cancelling import cancel, cancel_sent
+from models.transitions.core import Moved, in_seconds, move, note
+from models.transitions.following import apply_observation, calm, need_attention, reschedule
+from models.transitions.settling import absent, give_up
+
+__all__ = [
+    "Moved",
+    "absent",
+    "admit",
+    "adopt",
+    "apply_observation",
+    "calm",
+    "cancel",
+    "cancel_sent",
+    "close_attempt",
+    "declined",
+    "doubt",
+    "give_up",
+    "in_seconds",
+    "intend",
+    "lapse",
+    "move",
+    "need_attention",
+    "not_sent",
+    "note",
+    "poison",
+    "put_back",
+    "refused",
+    "reject",
+    "reschedule",
+    "submitted",
+]

@@ -1,0 +1,159 @@
+"""Transitions before the POST, fenced by the lease."""
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    func,
+)
+
+from models import storable
+from models.lifecycle import (
+    Event,
+)
+from models.transitions.core import (
+    CALM,
+    Moved,
+    g,
+    in_seconds,
+    move,
+    one,
+)
+
+
+def admit(conn: Connection, ids: Sequence[uuid.UUID], *, lease_seconds: float) -> list[Moved]:
+    """`accepted → uploading`: each takes a slot and a lease."""
+    return move(
+        conn,
+        Event.ADMIT,
+        g.id.in_(ids),
+        values={
+            "lease": g.lease + 1,
+            "due_at": in_seconds(lease_seconds),
+            "blocked_by": None,
+            "waits_for": None,
+        },
+        # A producer's open transaction on one row must not hold up all the others.
+        skip_locked=True,
+    )
+
+
+def put_back(
+    conn: Connection,
+    generation_id: uuid.UUID,
+    lease: int,
+    *,
+    waits_for: str,
+    seconds: float,
+    blocked_by: uuid.UUID | None = None,
+    attention: str | None = None,
+    failed: bool = False,
+) -> Moved | None:
+    """`uploading → accepted`: it may not be sent now, and gives its slot to another."""
+    values: dict[str, Any] = {
+        "lease": g.lease + 1,
+        "due_at": in_seconds(seconds),
+        "waits_for": waits_for,
+        "blocked_by": blocked_by,
+        "tries": 0,
+        "failures": g.failures + (1 if failed else 0),
+    }
+    if attention is not None:
+        values |= {
+            "attention": attention,
+            "attention_at": func.coalesce(g.attention_at, func.now()),
+        }
+    return one(
+        move(
+            conn,
+            Event.PUT_BACK,
+            g.id == generation_id,
+            g.lease == lease,
+            values=values,
+            detail={"waits_for": waits_for},
+        )
+    )
+
+
+def intend(
+    conn: Connection,
+    generation_id: uuid.UUID,
+    lease: int,
+    *,
+    attempt: int,
+    fingerprint: str,
+    settle_seconds: float,
+) -> Moved | None:
+    """`uploading → submitting`: committed before the POST; due again when it must be settled."""
+    return one(
+        move(
+            conn,
+            Event.INTEND,
+            g.id == generation_id,
+            g.lease == lease,
+            g.cancel_requested_at.is_(None),
+            values={
+                **CALM,
+                "lease": g.lease + 1,
+                "attempt": attempt,
+                "fingerprint": fingerprint,
+                "due_at": in_seconds(settle_seconds),
+            },
+        )
+    )
+
+
+def reject(
+    conn: Connection, generation_id: uuid.UUID, lease: int, *, code: str, message: str
+) -> Moved | None:
+    """`uploading → failed`: the request can't be carried out (an unreadable reference, say)."""
+    return one(
+        move(
+            conn,
+            Event.REJECT,
+            g.id == generation_id,
+            g.lease == lease,
+            values={
+                "error_code": storable.text(code),
+                "error_message": storable.text(message),
+                "lease": g.lease + 1,
+            },
+            detail={"code": code},
+        )
+    )
+
+
+def lapse(conn: Connection, *guards: ColumnElement[bool]) -> list[Moved]:
+    """`accepted | uploading → expired`: the deadline passed before it was sent."""
+    return move(
+        conn,
+        Event.LAPSE,
+        g.deadline_at <= func.now(),
+        *guards,
+        values={
+            "lease": g.lease + 1,
+            "error_code": "DEADLINE_PASSED",
+            "error_message": "the deadline passed before the generation could be submitted",
+        },
+        skip_locked=True,
+    )
+
+
+def poison(conn: Connection, generation_id: uuid.UUID, lease: int) -> Moved | None:
+    """`uploading → failed`: it was handed out again and again and never came back."""
+    return one(
+        move(
+            conn,
+            Event.POISON,
+            g.id == generation_id,
+            g.lease == lease,
+            values={
+                "lease": g.lease + 1,
+                "error_code": "WORKER_LOST",
+                "error_message": "workers died or hung on it again and again; see its events",
+            },
+        )
+    )

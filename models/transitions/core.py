@@ -1,0 +1,214 @@
+"""What every transition is made of: lock and compare, set, tell, in one statement."""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    bindparam,
+    func,
+    insert,
+    literal,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from models.base import table_of
+from models.lifecycle import (
+    IN_DOUBT,
+    TERMINAL,
+    TRANSITIONS,
+    Event,
+    Note,
+    Status,
+)
+from models.tables import Generation, GenerationEvent, SubmitAttempt
+
+g = table_of(Generation).c
+generations = table_of(Generation)
+events_table = table_of(GenerationEvent)
+attempts_table = table_of(SubmitAttempt)
+
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A generation after a transition."""
+
+    id: uuid.UUID
+    from_status: Status
+    status: Status
+    lease: int
+    attempt: int
+    fingerprint: str | None
+
+
+def in_seconds(seconds: float) -> ColumnElement[Any]:
+    """The database's now, that many seconds on."""
+    return func.now() + timedelta(seconds=seconds)
+
+
+ENDED: Values = {
+    # Post-pay: nothing but a completed task is charged (the provider's document, "Billing Model").
+    "credit_cost": 0,
+    "due_at": None,
+    "finished_at": func.now(),
+    "blocked_by": None,
+    "waits_for": None,
+    "attention": None,
+    "attention_at": None,
+}
+CALM: Values = {
+    "tries": 0,
+    "failures": 0,
+    "blocked_by": None,
+    "waits_for": None,
+    "attention": None,
+    "attention_at": None,
+}
+
+
+def move(
+    conn: Connection,
+    event: Event,
+    *guards: ColumnElement[bool],
+    values: Values,
+    detail: Mapping[str, Any] | None = None,
+    sources: frozenset[Status] | None = None,
+    skip_locked: bool = False,
+) -> list[Moved]:
+    """Move every row that passes `guards` by `event`; the other functions here are its callers.
+
+    One statement: lock and compare, set, tell. `sources` narrows the transition's own;
+    `skip_locked` leaves out rows that somebody else is changing just now.
+    """
+    transition = TRANSITIONS[event]
+    leaving = transition.sources if sources is None else transition.sources & sources
+    locked = (
+        select(g.id, g.status)
+        .where(g.status.in_(sorted(leaving)), *guards)
+        .with_for_update(skip_locked=skip_locked)
+        .cte("locked")
+    )
+    moved = (
+        update(generations)
+        .where(g.id == locked.c.id)
+        .values(
+            {
+                **(ENDED if transition.target in TERMINAL else {}),
+                **values,
+                "status": str(transition.target),
+            }
+        )
+        .returning(g.id, locked.c.status.label("from_status"), g.lease, g.attempt, g.fingerprint)
+        .cte("moved")
+    )
+    told = (
+        insert(events_table)
+        .from_select(
+            ["generation_id", "event", "from_status", "to_status", "attempt", "detail"],
+            select(
+                moved.c.id,
+                literal(str(event)),
+                moved.c.from_status,
+                literal(str(transition.target)),
+                moved.c.attempt,
+                bindparam("detail", dict(detail) if detail else None, JSONB(none_as_null=True)),
+            ),
+        )
+        .cte("told")
+    )
+    rows = conn.execute(select(moved).add_cte(told)).all()
+    result = [
+        Moved(
+            row.id,
+            Status(row.from_status),
+            transition.target,
+            row.lease,
+            row.attempt,
+            row.fingerprint,
+        )
+        for row in rows
+    ]
+    for row in result:
+        if row.from_status in IN_DOUBT and row.status not in IN_DOUBT and row.fingerprint:
+            _wake_waiter(conn, row.fingerprint)
+    return result
+
+
+def one(moved: list[Moved]) -> Moved | None:
+    return moved[0] if moved else None
+
+
+def _wake_waiter(conn: Connection, fingerprint: str) -> None:
+    oldest = (
+        select(g.id)
+        .where(
+            g.finished_at.is_(None),
+            g.fingerprint == fingerprint,
+            g.status == Status.ACCEPTED,
+            g.blocked_by.is_not(None),
+        )
+        .order_by(g.created_at)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    conn.execute(
+        update(generations)
+        .where(g.id == oldest)
+        .values(blocked_by=None, waits_for=None, due_at=func.now())
+    )
+
+
+def note(
+    conn: Connection,
+    generation_id: uuid.UUID,
+    kind: Note,
+    *,
+    attempt: int | None = None,
+    detail: Mapping[str, Any] | None = None,
+) -> None:
+    """Tell something in the generation's history that moves nothing."""
+    conn.execute(
+        insert(events_table).values(
+            generation_id=generation_id,
+            event=str(kind),
+            attempt=attempt,
+            detail=dict(detail) if detail else None,
+        )
+    )
+
+
+def tell_once(
+    conn: Connection, generation_id: uuid.UUID, kind: Note, detail: Mapping[str, Any]
+) -> None:
+    told = select(events_table.c.id).where(
+        events_table.c.generation_id == generation_id, events_table.c.event == str(kind)
+    )
+    if conn.execute(told.limit(1)).first() is None:
+        note(conn, generation_id, kind, detail=detail)
+
+
+def wished(
+    conn: Connection,
+    *mine: ColumnElement[bool],
+    sources: frozenset[Status],
+    detail: Mapping[str, Any] | None = None,
+) -> list[Moved]:
+    """`… → cancelled`, where that was asked for: certainly no remote task exists."""
+    return move(
+        conn,
+        Event.CANCEL,
+        *mine,
+        g.cancel_requested_at.is_not(None),
+        values={"lease": g.lease + 1},
+        detail=detail,
+        sources=sources,
+    )

@@ -1,0 +1,155 @@
+"""What observations and polls write while a remote task runs."""
+
+import uuid
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    func,
+    select,
+    update,
+)
+
+from models.lifecycle import (
+    LIVE,
+    UNSPECIFIED,
+    Contradiction,
+    Event,
+    Finish,
+    Followed,
+    Note,
+    Nothing,
+    Observation,
+    Progress,
+    Status,
+    is_known,
+    observe,
+)
+from models.transitions.core import (
+    Moved,
+    g,
+    generations,
+    in_seconds,
+    move,
+    note,
+    one,
+    tell_once,
+)
+
+
+def apply_observation(conn: Connection, seen: Observation) -> Moved | Note | None:
+    """Hold an observation against the generation that follows its task, and record the outcome.
+
+    Guarded by rank and terminality, not by lease: it may come from a poll, the task list or a
+    callback, in any order. Returns the move if the generation ended, PROGRESS or CONTRADICTION,
+    or None where nothing changed.
+    """
+    row = conn.execute(
+        select(g.id, g.status, g.remote_task_id, g.remote_status)
+        .where(g.remote_task_id == seen.task_id)
+        .with_for_update()
+    ).one_or_none()
+    if row is None:
+        return None
+    decision = observe(Followed(Status(row.status), row.remote_task_id, row.remote_status), seen)
+    match decision:
+        case Finish(event):
+            return one(
+                move(
+                    conn,
+                    event,
+                    g.id == row.id,
+                    values=_finish_values(event, seen),
+                    detail={"remote_status": seen.status, "credit_cost": _text(seen.credit_cost)},
+                )
+            )
+        case Progress():
+            conn.execute(
+                update(generations)
+                .where(g.id == row.id)
+                .values(remote_status=seen.status, observed_at=func.now())
+            )
+            note(conn, row.id, Note.PROGRESS, detail={"remote_status": seen.status})
+            return Note.PROGRESS
+        case Contradiction():
+            tell_once(
+                conn,
+                row.id,
+                Note.CONTRADICTION,
+                {
+                    "recorded": row.remote_status,
+                    "seen": seen.status,
+                    "credit_cost": _text(seen.credit_cost),
+                },
+            )
+            return Note.CONTRADICTION
+        case Nothing():
+            if row.status == Status.RUNNING:
+                conn.execute(
+                    update(generations).where(g.id == row.id).values(observed_at=func.now())
+                )
+            if not is_known(seen.status):
+                tell_once(conn, row.id, Note.UNKNOWN_STATUS, {"remote_status": seen.status})
+            return None
+
+
+def _text(amount: Any) -> str | None:
+    return None if amount is None else str(amount)
+
+
+def _finish_values(event: Event, seen: Observation) -> dict[str, Any]:
+    charged = event is Event.COMPLETE
+    return {
+        "lease": g.lease + 1,
+        "remote_status": seen.status,
+        "observed_at": func.now(),
+        "credit_cost": func.coalesce(seen.credit_cost, g.credit_cost) if charged else 0,
+        "video_url": seen.video_url,
+        "last_frame_url": seen.last_frame_url,
+        "error_code": seen.error_code or (UNSPECIFIED if event is Event.FAIL else None),
+        "error_message": seen.error_message,
+    }
+
+
+def reschedule(
+    conn: Connection,
+    generation_id: uuid.UUID,
+    lease: int,
+    *,
+    seconds: float,
+    polls: int | None = None,
+    failures: int | None = None,
+) -> bool:
+    """Say when a live generation is due next, if its lease is still held."""
+    values: dict[str, Any] = {"due_at": in_seconds(seconds), "tries": 0}
+    if polls is not None:
+        values["polls"] = polls
+    if failures is not None:
+        values["failures"] = failures
+    done = conn.execute(
+        update(generations)
+        .where(g.id == generation_id, g.lease == lease, g.status.in_(sorted(LIVE)))
+        .values(values)
+    )
+    return done.rowcount == 1
+
+
+def need_attention(conn: Connection, generation_id: uuid.UUID, why: str) -> bool:
+    """Ask for an operator: the row gives up its slot, is told once, and is still looked at."""
+    done = conn.execute(
+        update(generations)
+        .where(g.id == generation_id, g.finished_at.is_(None), g.attention.is_distinct_from(why))
+        .values(attention=why, attention_at=func.coalesce(g.attention_at, func.now()))
+    )
+    if done.rowcount:
+        note(conn, generation_id, Note.ATTENTION, detail={"why": why})
+    return done.rowcount == 1
+
+
+def calm(conn: Connection, generation_id: uuid.UUID) -> None:
+    """Attention is no longer needed."""
+    conn.execute(
+        update(generations)
+        .where(g.id == generation_id, g.attention.is_not(None))
+        .values(attention=None, attention_at=None)
+    )
