@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import psutil
 import psycopg
@@ -23,7 +24,7 @@ from worker.embedded import (
     find,
     servers,
 )
-from worker.embedded_process import wait_until
+from worker.embedded_process import spawn, unprivileged_account, wait_until
 
 OWNER = """
 import json, sys
@@ -251,3 +252,24 @@ def test_a_server_that_cannot_start_says_why(tmp_path):
     # Nothing of the failed start stays behind: PostgreSQL was stopped, the folder is free.
     assert find(tmp_path) is None
     assert not (tmp_path / "postgres" / "postmaster.pid").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives its rights away")
+def test_as_root_programs_behind_a_private_folder_are_run_with_one_right_more(tmp_path):
+    """A checkout under root's home: PostgreSQL looks for its programs by access(2)."""
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    program = private / "program"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    log = tmp_path / "log"
+    account = unprivileged_account(program)
+    assert account is not None
+
+    script = f"test -x {program} && grep -E '^(Uid|CapPrm|CapEff)' /proc/self/status"
+    process = spawn(["/bin/sh", "-c", script], cwd=Path("/"), log=log, account=account)
+
+    assert process.wait(10) == 0, log.read_text()
+    told = dict(line.split(":") for line in log.read_text().splitlines())
+    assert "0" not in told["Uid"].split()
+    assert int(told["CapPrm"], 16).bit_count() == 1
