@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.complete
 .PHONY: help setup demo test unit integration acceptance lint format lock clean
 
 help: ## show what there is
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z ]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP) ## fill .venv from the lock
 
