@@ -4,6 +4,7 @@ A test that uses none of them does no I/O; the servers start when first asked fo
 """
 
 import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 
@@ -16,6 +17,11 @@ from worker.embedded_postgres import EmbeddedPostgres
 from worker.embedded_valkey import EmbeddedValkey
 from worker.runtime import Runtime, build
 from worker.settings import Settings, load_settings
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """SIGTERM ends a run as Ctrl-C does: with its servers and workers stopped."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
