@@ -168,11 +168,7 @@ def test_a_look_that_shows_another_task_asks_an_operator_in_the_end(rt, steps, m
         " submitted_at = now() - interval '2 days' where id = :id",
         id=generation_id,
     )
-    for _ in range(3):
-        steps.once()
-        time.sleep(0.6)
-    seen = steps.get(generation_id)
-    assert seen.attention or seen.ended
+    steps.until(generation_id, lambda seen: bool(seen.attention) or seen.ended, 6)
 
 
 def test_a_cancel_that_fails_does_not_keep_the_end_from_being_seen(rt, steps, sim):
