@@ -96,5 +96,11 @@ class Steps:
 
 
 @pytest.fixture
+def environment(environment: dict[str, str]) -> dict[str, str]:
+    """A budget that no busy machine uses up: a test that means a late intent sets its own."""
+    return environment | {"SEEDANCE_SEND_BUDGET": "10"}
+
+
+@pytest.fixture
 def steps(rt: Runtime) -> Steps:
     return Steps(rt)
