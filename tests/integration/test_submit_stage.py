@@ -61,7 +61,7 @@ def test_it_settles_after_b_k_l_and_the_margin(lab):
         " extract(epoch FROM a.settle_at - a.started_at) AS settle"
         " FROM generations g JOIN submit_attempts a ON a.generation_id = g.id"
     )[0]
-    assert float(settle) == pytest.approx(2 + 0.5 + 0.3 + 0.2)
+    assert float(settle) == pytest.approx(10 + 0.5 + 0.3 + 0.2)
     assert due == settle
     lab.resolve(generation_id)
     lab.complete(generation_id)
