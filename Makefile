@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.complete
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit integration acceptance lint format lock clean
+.PHONY: help setup demo test unit integration acceptance lint audit format lock clean
 
 help: ## show what there is
 	@grep -hE '^[a-z ]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,11 +29,15 @@ test: setup ## every test
 unit integration acceptance: setup ## one tier of the tests
 	$(BIN)/python -m pytest tests/$@
 
-lint: setup ## style, types, import rules
+lint: setup ## style, security rules, types, import rules, and that the lock holds together
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pip check --disable-pip-version-check
+
+audit: ## known vulnerabilities in what is locked (needs uv, and an index that lists them)
+	uvx pip-audit --strict --disable-pip --require-hashes -r requirements/prod.txt
 
 format: setup ## let ruff tidy
 	$(BIN)/ruff check --fix .

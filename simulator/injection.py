@@ -36,6 +36,7 @@ class Injection(Shown):
     model_config = ConfigDict(extra="allow")
 
     api_key: str | None = Field(None, description="Whose task; None: the first key's.")
+    task_id: str | None = Field(None, description="The task's id, where an odd one is wanted.")
     count: int = Field(1, ge=1, le=200_000)
     age: float | None = Field(None, description="Created this many seconds ago.")
     seconds: float | None = Field(None, ge=0, description="Simulated seconds until it ends.")
@@ -61,6 +62,7 @@ def inject(world: World, order: Injection) -> list[Task]:
     for _ in range(order.count):
         task = world.prepare(account, work, body, directives=directives)
         task.origin = "injected"
+        task.task_id = order.task_id or task.task_id
         if order.age is not None:
             task.created_wall -= order.age
         _lay_down(task, order)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 from sqlalchemy import Connection, Engine, func, select, text
+from sqlalchemy.exc import OperationalError
 
 from models import intake, schedule
 from models.intake import IdempotencyConflict, RefusedRequest
@@ -237,3 +238,13 @@ def test_a_refusal_does_not_touch_a_generation_of_the_same_id(conn):
     intake.accept(conn, new)
     assert not intake.record_refused(conn, RefusedRequest(new.id, {}, "no"))
     assert read(conn, new.id).status == Status.ACCEPTED
+
+
+def test_a_snapshot_that_cannot_see_the_other_request_says_so(shared):
+    """A caller's own REPEATABLE READ transaction, and another's request with the same key."""
+    with shared.connect().execution_options(isolation_level="REPEATABLE READ") as conn:
+        assert count(conn) == 0  # takes the snapshot
+        with shared.begin() as other:
+            intake.accept(other, new_generation(REQUEST, idempotency_key="k"))
+        with pytest.raises(OperationalError, match="could not serialize access"):
+            intake.accept(conn, new_generation(REQUEST, idempotency_key="k"))

@@ -1,5 +1,6 @@
 """Reconcile: the whole list against our rows; what differs is mended, what is not ours is left."""
 
+import random
 from decimal import Decimal
 
 import pytest
@@ -242,3 +243,18 @@ def test_a_task_that_is_seen_before_its_answer_came(lab, seed_echo):
     lab.reconcile()
     assert lab.strays() == []
     lab.complete(claim.id)
+
+
+def test_one_task_that_the_tables_cannot_hold_costs_only_itself(lab, caplog):
+    """Its id is too long for an index, and is shown on the same page as an end of ours."""
+    generation_id = lab.send()
+    lab.end_tasks()
+    too_long = "".join(f"{n:08x}" for n in random.Random(7).sample(range(2**32), 1_000))
+    lab.sim.inject(task_id=too_long)
+
+    report = lab.reconcile()
+
+    assert len(report.corrected) == 1
+    assert lab.get(generation_id).status is Status.COMPLETED
+    assert report.foreign == ()
+    assert f"remote task {too_long[:80]} is passed over" in caplog.text

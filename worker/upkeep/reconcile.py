@@ -3,10 +3,11 @@
 import logging
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
 
 from sqlalchemy import func, select, update
+from sqlalchemy.exc import DBAPIError
 
 from models import schedule, watch
 from models.lifecycle import Observation, Status
@@ -16,6 +17,11 @@ from worker.reading import read_list
 from worker.runtime import Runtime
 
 log = logging.getLogger(__name__)
+
+_KINDS = tuple(field.name for field in fields(Sightings))
+
+_REFUSED = frozenset({"22", "23", "54"})
+"""Classes of SQLSTATE that speak of the data: malformed, against a constraint, too large."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +50,9 @@ def run(rt: Runtime) -> Report:
     all_sightings = Sightings()
 
     def on_page(seen: Sequence[Observation]) -> None:
-        with rt.engine.begin() as conn:
-            page = watch.hold_against(conn, seen)
-        for name in ("changed", "adopted", "second", "possible", "foreign"):
-            getattr(all_sightings, name).extend(getattr(page, name))
+        page = _apply(rt, seen)
+        for kind in _KINDS:
+            getattr(all_sightings, kind).extend(getattr(page, kind))
 
     reading = read_list(rt, since=None, list_lag=rt.settings.list_lag, on_page=on_page)
     unseen: list[uuid.UUID] = []
@@ -90,6 +95,29 @@ def run(rt: Runtime) -> Report:
         "" if report.complete else "; the list drifted, so the reading is not complete",
     )
     return report
+
+
+def _apply(rt: Runtime, seen: Sequence[Observation]) -> Sightings:
+    """A page in one transaction; by halves where the database refuses what a task shows.
+
+    One task's odd data must not keep the other ninety-nine from being seen. A fault of the
+    database itself is nobody's data, and is raised.
+    """
+    try:
+        with rt.engine.begin() as conn:
+            return watch.hold_against(conn, seen)
+    except DBAPIError as error:
+        if (getattr(error.orig, "sqlstate", None) or "")[:2] not in _REFUSED:
+            raise
+        if len(seen) == 1:
+            shown = seen[0].task_id[:80]
+            log.error("remote task %s is passed over: %s", shown, error)  # noqa: TRY400
+            return Sightings()
+    middle = len(seen) // 2
+    halves = [_apply(rt, seen[:middle]), _apply(rt, seen[middle:])]
+    return Sightings(
+        **{kind: [task for half in halves for task in getattr(half, kind)] for kind in _KINDS}
+    )
 
 
 def strays(rt: Runtime) -> dict[str, int]:
