@@ -9,10 +9,11 @@ from celery import bootsteps
 from kombu.exceptions import OperationalError
 
 from models.schedule import Claim, Stage
-from worker.celeryconfig import STAGE_QUEUE
+from worker.celeryconfig import SIDE_QUEUE, STAGE_QUEUE
 from worker.dispatcher import Broker, Dispatcher
 from worker.runtime import build
 from worker.settings import load_settings
+from worker.side_work import KINDS, SideClaim, SideWork
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,9 @@ class DispatcherStep(bootsteps.StartStopStep):
     def start(self, worker: Any) -> None:
         """Begin to dispatch."""
         rt = build(load_settings(), pool_size=2)
-        self._dispatcher = Dispatcher(rt, _broker(worker.app), slots=worker.concurrency)
+        self._dispatcher = Dispatcher(
+            rt, _broker(worker.app), slots=worker.concurrency, side_work=KINDS
+        )
 
         def target(dispatcher: Dispatcher) -> None:
             try:
@@ -65,13 +68,23 @@ def _broker(app: Any) -> Broker:
     def probe() -> None:
         app.send_task("seedance.balance")
 
-    def depth() -> int:
+    def waiting(queue: str) -> int:
         with app.connection_for_write() as connection, connection.channel() as channel:
             try:
-                return int(channel.queue_declare(STAGE_QUEUE, passive=True).message_count)
+                return int(channel.queue_declare(queue, passive=True).message_count)
             except OperationalError:
                 raise
             except connection.channel_errors:
                 return 0  # not declared yet: nothing was published
 
-    return Broker(publish, probe, depth)
+    def publish_side(kind: SideWork, claim: SideClaim) -> None:
+        task_id = f"{claim.id}.{kind.task.removeprefix('seedance.')}.{claim.lease}"
+        app.send_task(kind.task, args=[claim.id, claim.lease], task_id=task_id, queue=SIDE_QUEUE)
+
+    return Broker(
+        publish,
+        probe,
+        depth=lambda: waiting(STAGE_QUEUE),
+        publish_side=publish_side,
+        side_depth=lambda: waiting(SIDE_QUEUE),
+    )

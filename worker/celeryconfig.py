@@ -13,6 +13,7 @@ from worker.settings import Settings, SettingsError
 STAGE_QUEUE = "seedance.stages"
 INTAKE_QUEUE = "celery"
 UPKEEP_QUEUE = "seedance.upkeep"
+SIDE_QUEUE = "seedance.side"
 
 
 def _setting(name: str) -> float:
@@ -42,7 +43,12 @@ result_backend = None
 # A bare client's send_task lands in Celery's own default queue. Stages have theirs, so that a
 # flood of new requests can't hold up what is under way.
 task_default_queue = INTAKE_QUEUE
-task_queues = [Queue(STAGE_QUEUE), Queue(INTAKE_QUEUE), Queue(UPKEEP_QUEUE)]
+task_queues = [
+    Queue(STAGE_QUEUE),
+    Queue(INTAKE_QUEUE),
+    Queue(UPKEEP_QUEUE),
+    Queue(SIDE_QUEUE),
+]
 task_routes = {
     "seedance.generate": {"queue": INTAKE_QUEUE},
     "seedance.reconcile": {"queue": UPKEEP_QUEUE},

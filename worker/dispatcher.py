@@ -20,6 +20,7 @@ from models import gates, schedule, transitions
 from models.schedule import Claim, Stage
 from worker.crash_points import reached
 from worker.runtime import Runtime
+from worker.side_work import SideClaim, SideWork
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,10 @@ RESOLVE_BATCH = 50
 """Generations in doubt that share one pair of readings of the task list."""
 
 
+def _no_side_work(kind: SideWork, claim: SideClaim) -> None:
+    raise NotImplementedError(f"this broker carries no {kind.task} {claim}")
+
+
 @dataclass(frozen=True)
 class Broker:
     """What the dispatcher needs of Celery."""
@@ -43,13 +48,21 @@ class Broker:
     """Publish a request to probe the gates."""
     depth: Callable[[], int]
     """How many stage messages wait to be taken."""
+    publish_side: Callable[[SideWork, SideClaim], None] = _no_side_work
+    """Publish one message for side work."""
+    side_depth: Callable[[], int] = lambda: 0
+    """How many messages of side work wait to be taken."""
 
 
 class Dispatcher:
     """One loop in one thread."""
 
-    def __init__(self, rt: Runtime, broker: Broker, *, slots: int) -> None:
+    def __init__(
+        self, rt: Runtime, broker: Broker, *, slots: int, side_work: Sequence[SideWork] = ()
+    ) -> None:
         self._rt = rt
+        self._side_work = [kind for kind in side_work if kind.wanted(rt.settings)]
+        self._side_looked = float("-inf")
         self._broker = broker
         self._slots = slots
         self._stop = threading.Event()
@@ -102,6 +115,7 @@ class Dispatcher:
 
     def tick(self) -> bool:
         """Hand out what is due, then admit. True if there may be more to do at once."""
+        self._side()
         room = 2 * self._slots - self._broker.depth()
         if room <= 0:
             return False
@@ -116,6 +130,27 @@ class Dispatcher:
             reached("dispatch.after_claim")
         self._hand_out(claims)
         return len(claims) >= room
+
+    def _side(self) -> None:
+        """Hand out side work, once in a tick: few of it at a time, and never instead of a stage."""
+        if not self._side_work or time.monotonic() - self._side_looked < self._rt.settings.tick:
+            return
+        self._side_looked = time.monotonic()
+        room = max(1, self._slots // 2) - self._broker.side_depth()
+        for kind in self._side_work:
+            if room <= 0:
+                return
+            with self._rt.engine.begin() as conn:
+                claims = kind.claim(conn, room, self._rt.settings.lease)
+            room -= len(claims)
+            for done, claim in enumerate(claims):
+                try:
+                    self._broker.publish_side(kind, claim)
+                except Exception:
+                    with self._rt.engine.begin() as conn:
+                        for left in claims[done:]:
+                            kind.put_off(conn, left, 2.0)
+                    raise
 
     def _admit(self, room: int) -> list[Claim]:
         if room <= 0:

@@ -1,6 +1,7 @@
 """The composition root: the one place that builds what a process works with."""
 
 import os
+import threading
 import time
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ class Runtime:
     engine: Engine
     client: SeedanceClient
     limiter: Limiter
+    side_slots: threading.Semaphore
+    """How many threads may be at work beside the generations (`worker.side_work`)."""
 
     def close(self) -> None:
         """Let go of every connection."""
@@ -48,6 +51,7 @@ def build(settings: Settings, *, pool_size: int | None = None) -> Runtime:
         make_engine(settings.database_url, pool_size=pool_size or settings.concurrency),
         client,
         limiter,
+        threading.BoundedSemaphore(max(1, settings.concurrency // 2)),
     )
 
 

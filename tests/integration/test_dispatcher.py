@@ -8,13 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import text
 
 from models import schedule
 from models.lifecycle import Status
 from models.schedule import Stage
 from tests.integration.conftest import text_request
 from tests.integration.invariants import laboratory
+from worker import side_work
 from worker.dispatcher import Broker, Dispatcher
+from worker.side_work import SideClaim, SideWork
 from worker.stages import common, poll, resolve, submit, upload
 from worker.upkeep import balance
 
@@ -32,9 +35,21 @@ class Messages:
         self.lab, self.fate, self.waiting = lab, fate, waiting
         self.published = []
         self.probes = 0
+        self.side = []
+        self.side_waiting = 0
 
     def broker(self):
-        return Broker(self.publish, self.probe, lambda: self.waiting)
+        return Broker(
+            self.publish,
+            self.probe,
+            lambda: self.waiting,
+            publish_side=self.publish_side,
+            side_depth=lambda: self.side_waiting,
+        )
+
+    def publish_side(self, kind, claim):
+        self.side.append(claim)
+        side_work.run(self.lab.rt, kind, claim)
 
     def publish(self, stage, claims):
         self.published.append((stage, tuple(claims)))
@@ -61,8 +76,8 @@ class Messages:
         return [stage for stage, _ in self.published]
 
 
-def dispatcher(lab, messages, slots=8):
-    return Dispatcher(lab.rt, messages.broker(), slots=slots)
+def dispatcher(lab, messages, slots=8, side_work=()):
+    return Dispatcher(lab.rt, messages.broker(), slots=slots, side_work=side_work)
 
 
 @contextlib.contextmanager
@@ -416,3 +431,78 @@ def test_a_heartbeat_shows_that_it_lives(lab, tmp_path, monkeypatch):
     monkeypatch.setenv("SEEDANCE_HEARTBEAT_FILE", str(beat))
     with running(dispatcher(lab, Messages(lab))):
         until(beat.exists)
+
+
+# --- side work ----------------------------------------------------------------------------------
+
+
+def errands(lab, count, run=lambda rt, claim: None):
+    """A kind of side work with a table of its own, and so many rows due."""
+    lab.sql("CREATE TABLE errands (id int PRIMARY KEY, due_at timestamptz, lease int)")
+    lab.sql("INSERT INTO errands SELECT n, now(), 0 FROM generate_series(1, :n) n", n=count)
+
+    def claim(conn, limit, lease_seconds):
+        rows = conn.execute(
+            text(
+                "UPDATE errands SET lease = lease + 1, due_at = now() + make_interval(secs => :s)"
+                " WHERE id IN (SELECT id FROM errands WHERE due_at <= now() ORDER BY id"
+                " LIMIT :n FOR UPDATE SKIP LOCKED) RETURNING id, lease"
+            ),
+            {"s": lease_seconds, "n": limit},
+        )
+        return [SideClaim(str(row.id), row.lease) for row in rows]
+
+    def put_off(conn, claim, seconds):
+        conn.execute(
+            text(
+                "UPDATE errands SET due_at = now() + make_interval(secs => :s)"
+                " WHERE id = :id AND lease = :lease"
+            ),
+            {"s": seconds, "id": int(claim.id), "lease": claim.lease},
+        )
+
+    return SideWork("seedance.errand", lambda settings: True, claim, put_off, run)
+
+
+def test_side_work_goes_out_a_few_at_a_time(lab):
+    messages = Messages(lab)
+    one = dispatcher(lab, messages, slots=8, side_work=[errands(lab, 10)])
+    one.tick()
+    assert len(messages.side) == 4, "half of the slots"
+    one.tick()
+    assert len(messages.side) == 4, "once in a tick"
+
+
+def test_no_side_work_goes_out_while_some_waits_to_be_taken(lab):
+    messages = Messages(lab)
+    messages.side_waiting = 4
+    dispatcher(lab, messages, slots=8, side_work=[errands(lab, 10)]).tick()
+    assert messages.side == []
+
+
+def test_side_work_that_can_not_be_published_is_due_again_soon(lab):
+    class Broken(Messages):
+        def publish_side(self, kind, claim):
+            super().publish_side(kind, claim)
+            if len(self.side) == 2:
+                raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        dispatcher(lab, Broken(lab), side_work=[errands(lab, 4)]).tick()
+    soon = "SELECT count(*) FROM errands WHERE due_at < now() + interval '2.5 seconds'"
+    assert lab.value(soon) == 3, "all but the first, which was published"
+
+
+def test_side_work_beyond_the_share_of_a_process_is_put_off(lab):
+    lab.rt = replace(lab.rt, side_slots=threading.BoundedSemaphore(1))
+    inner = []
+
+    def run(rt, claim):
+        inner.append(claim.id)
+        side_work.run(rt, kind, SideClaim("2", 0))  # while the only slot is taken
+
+    kind = errands(lab, 2, run)
+    side_work.run(lab.rt, kind, SideClaim("1", 0))
+    side_work.run(lab.rt, kind, SideClaim("1", 0))
+    assert inner == ["1", "1"], "the slot is given back"
+    assert lab.value("SELECT due_at > now() FROM errands WHERE id = 2")

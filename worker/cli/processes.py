@@ -58,7 +58,8 @@ def migrate(ctx: click.Context, *, check: bool, as_json: bool) -> None:
 @click.option("-c", "--concurrency", type=click.IntRange(1, 1000), help="Threads (16).")
 @click.option("-l", "--log-level", type=_LEVELS, default="info", show_default=True)
 @click.option("-n", "--name", help="Name in Flower and `celery inspect` (seedance-PID@HOST).")
-def worker(concurrency: int | None, log_level: str, name: str | None) -> None:
+@click.option("-Q", "--queues", help="Take only these queues, as in `celery worker -Q`.")
+def worker(concurrency: int | None, log_level: str, name: str | None, queues: str | None) -> None:
     """Run a worker until SIGTERM or Ctrl-C: it dispatches, uploads, submits and follows.
 
     Start as many as you like, on as many machines. A stopped worker finishes what it has at
@@ -69,13 +70,16 @@ def worker(concurrency: int | None, log_level: str, name: str | None) -> None:
       seedance worker --concurrency 32 --name video-1@%h
     """
     _prepare(log_level)
+    if concurrency is not None:
+        # By the environment, since connections are counted by it as well.
+        os.environ["SEEDANCE_CONCURRENCY"] = str(concurrency)
     # Celery reads its settings when the app is first used: after the environment is complete.
     from celery.exceptions import SecurityWarning
     from celery.utils.nodenames import host_format
 
     from worker.app import app
 
-    options = {} if concurrency is None else {"concurrency": concurrency}
+    options: dict[str, Any] = {} if queues is None else {"queues": queues}
     node = host_format(name or f"seedance-{os.getpid()}@%h")
     if "@" not in node:
         node = host_format(f"{node}@%h")
