@@ -68,6 +68,32 @@ def test_a_picture_is_uploaded_and_submitted_by_its_path(lab, media):
     assert lab.get(generation_id).request["content"][1]["image_url"] == "path:lake.jpg"
 
 
+def test_bytes_are_not_sent_again_when_their_record_fails_at_its_commit(lab):
+    lab.sql("CREATE SEQUENCE failures")
+    lab.sql(
+        """
+        CREATE FUNCTION fail_at_commit() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            IF NEW.file_path IS NOT NULL AND nextval('failures') <= 2 THEN
+                RAISE EXCEPTION 'could not serialize access' USING ERRCODE = '40001';
+            END IF;
+            RETURN NEW;
+        END $$
+        """
+    )
+    lab.sql(
+        "CREATE CONSTRAINT TRIGGER fails AFTER UPDATE ON uploads DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION fail_at_commit()"
+    )
+
+    generation_id = run(lab, "path:a.png")
+
+    assert lab.value("SELECT last_value FROM failures") == 3
+    assert lab.get(generation_id).status is Status.RUNNING
+    assert lab.history(generation_id).count("uploaded") == 1
+    assert puts(lab) == 1
+
+
 def test_equal_bytes_are_uploaded_once(lab):
     first = run(lab, "path:a.png", "path:same.png")
     second = run(lab, "path:a.png", "path:b.png")

@@ -155,7 +155,8 @@ def _upload(
         with rt.engine.begin() as conn:
             uploads.failed(conn, bytes_)
         raise SourceUnavailableError(f"{reference.filename} changed while it was read")
-    with rt.engine.begin() as conn:
+
+    def record(conn: Connection) -> None:
         uploads.done(
             conn,
             bytes_,
@@ -173,6 +174,9 @@ def _upload(
                 "content_type": content_type,
             },
         )
+
+    # Storage takes no questions: what is not recorded would have to be sent again.
+    common.surely(rt.engine, record, within=seconds)
     return uploaded.file_path
 
 
