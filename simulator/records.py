@@ -42,7 +42,7 @@ class Records:
 
     def __init__(self) -> None:
         self.counts: dict[str, EndpointCount] = {}
-        self.latest: deque[tuple[float, str, str | None, str]] = deque(maxlen=20_000)
+        self.latest: deque[tuple[float, str, str | None, str, str | None]] = deque(maxlen=20_000)
         self.submits: deque[Submit] = deque(maxlen=200_000)
         self.key_leaks = 0
         self._header_sets: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
@@ -63,7 +63,7 @@ class Records:
         count.outcomes[outcome] += 1
         if fault is not None:
             count.faults[fault] += 1
-        self.latest.append((time, endpoint, about, outcome))
+        self.latest.append((time, endpoint, about, outcome, fault))
 
     def headers(self, headers: Mapping[str, str]) -> dict[str, str]:
         """The headers worth keeping; equal sets are kept once."""
@@ -87,7 +87,13 @@ class Records:
         }
         if log:
             shown["log"] = [
-                {"time": time, "endpoint": endpoint, "about": about, "outcome": outcome}
-                for time, endpoint, about, outcome in list(self.latest)[-log:]
+                {
+                    "time": time,
+                    "endpoint": endpoint,
+                    "about": about,
+                    "outcome": outcome,
+                    "fault": fault,
+                }
+                for time, endpoint, about, outcome, fault in list(self.latest)[-log:]
             ]
         return shown
