@@ -47,6 +47,10 @@ UNSENT = frozenset({Status.ACCEPTED, Status.UPLOADING})
 """No POST of the latest attempt can be on the wire."""
 
 
+OPEN_OUTCOMES = ("unknown", "absent", "given_up")
+"""Outcomes of an attempt that are no definite answer: a remote task of it may still appear."""
+
+
 class Event(StrEnum):
     """The name of each transition, as `generation_events.event` keeps it."""
 
@@ -87,29 +91,49 @@ class Note(StrEnum):
     UNKNOWN_STATUS = "unknown_status"
 
 
+class Fence(StrEnum):
+    """What must still be as the writer knew it for its transition to count."""
+
+    NONE = "none"
+    LEASE = "lease"
+    ATTEMPT = "attempt"
+
+
 @dataclass(frozen=True)
 class Transition:
-    """From which statuses an event may move a generation, and where to."""
+    """From which statuses an event may move a generation, where to, and whose word counts."""
 
     sources: frozenset[Status]
     target: Status
     means: str
+    fence: Fence
 
 
-def _t(target: Status, means: str, *sources: Status) -> Transition:
-    return Transition(frozenset(sources), target, means)
+def _t(target: Status, means: str, *sources: Status, fence: Fence = Fence.NONE) -> Transition:
+    return Transition(frozenset(sources), target, means, fence)
 
 
 _S = Status
+_LEASE, _ATTEMPT = Fence.LEASE, Fence.ATTEMPT
 TRANSITIONS: Mapping[Event, Transition] = MappingProxyType(
     {
         Event.ADMIT: _t(_S.UPLOADING, "a slot is free", _S.ACCEPTED),
-        Event.PUT_BACK: _t(_S.ACCEPTED, "may not be sent now; gives its slot up", _S.UPLOADING),
-        Event.INTEND: _t(_S.SUBMITTING, "the intent to POST is committed", _S.UPLOADING),
-        Event.NOT_SENT: _t(_S.ACCEPTED, "the POST was never written", _S.SUBMITTING),
-        Event.DECLINE: _t(_S.ACCEPTED, "the provider refused for now", _S.SUBMITTING),
-        Event.REFUSE: _t(_S.FAILED, "the provider refused for good", _S.SUBMITTING),
-        Event.DOUBT: _t(_S.UNCERTAIN, "the POST's outcome is unknown", _S.SUBMITTING),
+        Event.PUT_BACK: _t(
+            _S.ACCEPTED, "may not be sent now; gives its slot up", _S.UPLOADING, fence=_LEASE
+        ),
+        Event.INTEND: _t(
+            _S.SUBMITTING, "the intent to POST is committed", _S.UPLOADING, fence=_LEASE
+        ),
+        Event.NOT_SENT: _t(
+            _S.ACCEPTED, "the POST was never written", _S.SUBMITTING, fence=_ATTEMPT
+        ),
+        Event.DECLINE: _t(
+            _S.ACCEPTED, "the provider refused for now", _S.SUBMITTING, fence=_ATTEMPT
+        ),
+        Event.REFUSE: _t(_S.FAILED, "the provider refused for good", _S.SUBMITTING, fence=_ATTEMPT),
+        Event.DOUBT: _t(
+            _S.UNCERTAIN, "the POST's outcome is unknown", _S.SUBMITTING, fence=_ATTEMPT
+        ),
         Event.SUBMIT: _t(
             _S.RUNNING,
             "the answer named the remote task, late or not",
@@ -117,6 +141,7 @@ TRANSITIONS: Mapping[Event, Transition] = MappingProxyType(
             _S.UNCERTAIN,
             _S.ACCEPTED,
             _S.UPLOADING,
+            fence=_ATTEMPT,
         ),
         Event.ADOPT: _t(
             _S.RUNNING,
@@ -125,9 +150,14 @@ TRANSITIONS: Mapping[Event, Transition] = MappingProxyType(
             _S.UNCERTAIN,
             _S.ACCEPTED,
             _S.UPLOADING,
+            fence=_ATTEMPT,
         ),
-        Event.ABSENT: _t(_S.ACCEPTED, "no remote task exists: safe to send again", _S.UNCERTAIN),
-        Event.EXHAUST: _t(_S.FAILED, "no remote task exists, attempts used up", _S.UNCERTAIN),
+        Event.ABSENT: _t(
+            _S.ACCEPTED, "no remote task exists: safe to send again", _S.UNCERTAIN, fence=_ATTEMPT
+        ),
+        Event.EXHAUST: _t(
+            _S.FAILED, "no remote task exists, attempts used up", _S.UNCERTAIN, fence=_ATTEMPT
+        ),
         Event.COMPLETE: _t(_S.COMPLETED, "the remote task completed", _S.RUNNING),
         Event.FAIL: _t(_S.FAILED, "the remote task failed", _S.RUNNING),
         Event.END_CANCELLED: _t(_S.CANCELLED, "the remote task was cancelled", _S.RUNNING),
@@ -139,14 +169,24 @@ TRANSITIONS: Mapping[Event, Transition] = MappingProxyType(
             _S.UPLOADING,
             _S.SUBMITTING,  # only with the POST known not to have been written
             _S.UNCERTAIN,  # only with two empty complete readings
+            # Past the intent, its caller fences by the attempt as well.
         ),
         Event.LAPSE: _t(
             _S.EXPIRED, "deadline passed before it was sent", _S.ACCEPTED, _S.UPLOADING
         ),
-        Event.REJECT: _t(_S.FAILED, "it can't be carried out", _S.ACCEPTED, _S.UPLOADING),
-        Event.POISON: _t(_S.FAILED, "workers died of it again and again", _S.UPLOADING),
+        Event.REJECT: _t(
+            _S.FAILED, "it can't be carried out", _S.ACCEPTED, _S.UPLOADING, fence=_LEASE
+        ),
+        Event.POISON: _t(
+            _S.FAILED, "workers died of it again and again", _S.UPLOADING, fence=_LEASE
+        ),
         Event.GIVE_UP: _t(
-            _S.FAILED, "an operator ended it", _S.UNCERTAIN, _S.ACCEPTED, _S.UPLOADING
+            _S.FAILED,
+            "an operator ended it",
+            _S.UNCERTAIN,
+            _S.ACCEPTED,
+            _S.UPLOADING,
+            fence=_ATTEMPT,
         ),
     }
 )

@@ -18,6 +18,10 @@ ECHOED = ("model", "resolution", "ratio", "duration", "generate_audio")
 Status"); the prompt and the references are not among them."""
 
 
+NOT_A_SEED = (None, -1)
+"""How a task shows that it tells no seed; −1 means random."""
+
+
 def producer_seed(request: Mapping[str, Any]) -> int | None:
     """The seed that the producer fixed; −1 means random and counts as not given."""
     seed = request.get("seed")

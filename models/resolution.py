@@ -7,22 +7,20 @@ The rules are those of protocol.md ("Resolving", "A complete reading", "Skew"):
 * otherwise decide nothing: an operator does.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from models.lifecycle import Observation
-from models.marks import ECHOED
+from models.marks import ECHOED, NOT_A_SEED
 
 TRUNCATION = timedelta(seconds=1)
 """Stamps may come without their fraction of a second."""
 
 UNKNOWN_SKEW = timedelta(minutes=5)
 """Assumed both ways while the provider has shown no clock."""
-
-_NOT_A_SEED = (None, -1)
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ Verdict = Adopt | Absent | Undecided
 
 def carries_mark(attempt: Attempt, task: Observation) -> bool:
     """The task shows the seed that was drawn for this attempt alone. Its stamps don't matter."""
-    return attempt.seed_drawn and task.seed not in _NOT_A_SEED and task.seed == attempt.seed
+    return attempt.seed_drawn and task.seed not in NOT_A_SEED and task.seed == attempt.seed
 
 
 def looks_equal(case: Case, attempt: Attempt, task: Observation, window: Window) -> bool:
@@ -143,7 +141,7 @@ def could_be(attempt: Attempt, task: Observation, window: Window) -> bool:
     """
     if carries_mark(attempt, task):
         return True
-    if task.seed not in _NOT_A_SEED and task.seed not in _as_it_may_be_shown(attempt.seed):
+    if task.seed not in NOT_A_SEED and task.seed not in _as_it_may_be_shown(attempt.seed):
         return False
     return window.holds(task.created_at)
 
@@ -235,6 +233,25 @@ def agree(first: Verdict, second: Verdict) -> Verdict:
             return second
         case _:
             return Undecided("two readings of the task list disagree")
+
+
+def proven(verdict: Verdict) -> bool:
+    """Whether it needs no second reading, nor a complete one: a drawn seed was seen."""
+    return isinstance(verdict, Adopt) and verdict.by_mark
+
+
+def heeded(verdict: Verdict, *, complete: bool) -> Verdict:
+    """What a reading's verdict is worth: a reading that missed pages proves no absence."""
+    if complete or proven(verdict):
+        return verdict
+    return Undecided("the task list could not be read completely")
+
+
+def still(verdict: Verdict, *, followed: Collection[str]) -> Verdict:
+    """The verdict again in the deciding transaction, with the tasks that are followed by now."""
+    if isinstance(verdict, Adopt) and verdict.task.task_id in followed:
+        return Undecided("the remote task was adopted by another generation meanwhile")
+    return verdict
 
 
 # --- a complete reading ------------------------------------------------------------------------
@@ -330,6 +347,6 @@ class Reading:
 
 def _newer(before: Observation | None, seen: Observation) -> Observation:
     """Of two sightings in one pass the later; a seed once shown stays known."""
-    if before is None or seen.seed not in _NOT_A_SEED:
+    if before is None or seen.seed not in NOT_A_SEED:
         return seen
     return replace(seen, seed=before.seed)

@@ -7,11 +7,21 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, and_, exists, func, or_, select, text, update
+from sqlalchemy import Connection, exists, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from models import gates, transitions
 from models.base import table_of
+from models.decisions import (
+    IntentFacts,
+    Obstacle,
+    SendFacts,
+    Sent,
+    Stray,
+    may_be_own,
+    obstacle_to_intent,
+    obstacle_to_sending,
+)
 from models.lifecycle import IN_DOUBT, Note, Status
 from models.marks import draw_seed, fingerprint, producer_seed
 from models.schedule import BLOCKED_RECHECK
@@ -80,40 +90,23 @@ def begin(conn: Connection, generation_id: uuid.UUID, lease: int, timing: Timing
     ).one_or_none()
     if row is None:
         return Held("lease lost")
-    if row.late:
-        transitions.lapse(conn, g.id == generation_id)
-        return Held("deadline passed")
-    if row.cancel_requested_at is not None:
-        transitions.cancel(conn, generation_id)
-        return Held("cancelled")
     gate = gates.sending(conn).obstacle(row.estimated_cost)
-    if gate is not None:
-        transitions.put_back(
-            conn, generation_id, lease, waits_for=f"gate {gate.name}", seconds=HELD_RECHECK
-        )
-        return Held(f"gate {gate.name} is closed")
-    match = _unknown_task_of(conn, generation_id)
-    if match is not None:
-        why = f"remote task {match} may be its own: decide with `seedance resolve`"
-        transitions.put_back(
-            conn,
-            generation_id,
-            lease,
-            waits_for="a decision",
-            # Looked at again seldom: only a decision, or the task's being followed, changes it.
-            seconds=UNDECIDED_RECHECK,
-            attention=why,
-        )
-        return Held(why)
-
     fixed = producer_seed(row.request)
+    facts = IntentFacts(
+        late=bool(row.late),
+        cancel_wished=row.cancel_requested_at is not None,
+        gate=None if gate is None else gate.name,
+        own_task=_own_task(conn, generation_id),
+        holder=None
+        if fixed is None
+        else fingerprint_holder(conn, fingerprint(row.request, fixed), fixed, generation_id),
+    )
+    obstacle = obstacle_to_intent(facts)
+    if obstacle is not None:
+        return _hold(conn, generation_id, lease, obstacle, facts)
+
     seed = _fresh_seed(conn) if fixed is None else fixed
     mark = fingerprint(row.request, seed)
-    if fixed is not None:
-        holder = fingerprint_holder(conn, mark, seed, generation_id)
-        if holder is not None:
-            put_back_blocked(conn, generation_id, lease, holder)
-            return Held(f"blocked by {holder}")
     number = row.attempt + 1
     conn.execute(
         insert(SubmitAttempt).values(
@@ -137,28 +130,77 @@ def begin(conn: Connection, generation_id: uuid.UUID, lease: int, timing: Timing
     return Intent(generation_id, number, moved.lease, seed, row.estimated_cost)
 
 
-def _unknown_task_of(conn: Connection, generation_id: uuid.UUID) -> str | None:
-    """An unknown remote task that matches one of the generation's open attempts."""
-    return conn.execute(
-        select(s.task_id)
-        .join(
-            SubmitAttempt,
-            # Flagged as this generation's, or with the seed of one of its attempts.
-            or_(s.generation_id == a.generation_id, and_(s.seed == a.seed, s.kind != "second")),
-        )
-        .where(a.generation_id == generation_id)
-        .where(or_(s.generation_id == generation_id, text(OPEN_ATTEMPT_SQL)))
-        # One whose answer came meanwhile is no stray any more.
-        .where(~exists().where(g.remote_task_id == s.task_id))
-        # A foreign task from before the attempt can't be of it; an hour allows for any skew.
-        .where(
-            or_(
-                s.remote_created_at.is_(None),
-                s.remote_created_at > a.started_at - text("interval '1 hour'"),
+def _hold(
+    conn: Connection, generation_id: uuid.UUID, lease: int, obstacle: Obstacle, facts: IntentFacts
+) -> Held:
+    """Move the row on as the obstacle asks."""
+    match obstacle:
+        case Obstacle.LATE:
+            transitions.lapse(conn, g.id == generation_id)
+            return Held("deadline passed")
+        case Obstacle.CANCELLED:
+            transitions.cancel(conn, generation_id)
+            return Held("cancelled")
+        case Obstacle.GATE:
+            transitions.put_back(
+                conn, generation_id, lease, waits_for=f"gate {facts.gate}", seconds=HELD_RECHECK
             )
+            return Held(f"gate {facts.gate} is closed")
+        case Obstacle.OWN_TASK:
+            why = f"remote task {facts.own_task} may be its own: decide with `seedance resolve`"
+            transitions.put_back(
+                conn,
+                generation_id,
+                lease,
+                waits_for="a decision",
+                # Looked at again seldom: only a decision, or its being followed, changes it.
+                seconds=UNDECIDED_RECHECK,
+                attention=why,
+            )
+            return Held(why)
+        case Obstacle.HELD:
+            assert facts.holder is not None, "held by somebody"
+            put_back_blocked(conn, generation_id, lease, facts.holder)
+            return Held(f"blocked by {facts.holder}")
+
+
+def _own_task(conn: Connection, generation_id: uuid.UUID) -> str | None:
+    """An unknown remote task that may be of one of the generation's attempts."""
+    pairs = conn.execute(
+        select(
+            s.task_id,
+            s.kind,
+            s.generation_id.label("flagged"),
+            s.seed.label("shown"),
+            s.remote_created_at,
+            exists().where(g.remote_task_id == s.task_id).label("followed"),
+            *SENT,
         )
-        .limit(1)
-    ).scalar_one_or_none()
+        .join(SubmitAttempt, or_(s.generation_id == a.generation_id, s.seed == a.seed))
+        .where(a.generation_id == generation_id)
+    )
+    return next(
+        (
+            r.task_id
+            for r in pairs
+            if may_be_own(
+                Stray(r.task_id, r.kind, r.flagged, r.shown, r.remote_created_at, r.followed),
+                sent(r),
+            )
+        ),
+        None,
+    )
+
+
+SENT = (a.generation_id, a.number, a.seed, a.seed_drawn, a.outcome, a.started_at)
+"""The columns of an attempt that decisions are made on."""
+
+
+def sent(row: Any) -> Sent:
+    """The attempt in a row with the columns `SENT`."""
+    return Sent(
+        row.generation_id, row.number, row.seed, row.seed_drawn, row.outcome, row.started_at
+    )
 
 
 def fingerprint_holder(
@@ -228,12 +270,14 @@ def may_still_send(conn: Connection, intent: Intent) -> str | None:
     row = conn.execute(
         select(g.status, g.attempt, g.cancel_requested_at).where(g.id == intent.generation_id)
     ).one_or_none()
-    if row is None or row.status != Status.SUBMITTING or row.attempt != intent.attempt:
-        return "no longer the row's attempt"
-    if row.cancel_requested_at is not None:
-        return "cancel asked"
     gate = gates.sending(conn).obstacle(intent.estimate)
-    return None if gate is None else f"gate {gate.name}"
+    facts = SendFacts(
+        status=None if row is None else Status(row.status),
+        attempt=0 if row is None else row.attempt,
+        cancel_wished=row is not None and row.cancel_requested_at is not None,
+        gate=None if gate is None else gate.name,
+    )
+    return obstacle_to_sending(facts, intended=intent.attempt)
 
 
 def lately_in_doubt(conn: Connection, *, seconds: float) -> int:

@@ -25,7 +25,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import Base, Credits, Instant, Json
-from models.lifecycle import IN_DOUBT, LIVE, TERMINAL, Status
+from models.lifecycle import IN_DOUBT, LIVE, OPEN_OUTCOMES, TERMINAL, Status
 
 DEFAULT_TENANT = "default"
 """The tenant of a request that names none."""
@@ -181,7 +181,7 @@ class GenerationEvent(Base):
     __table_args__ = (Index("ix_generation_events_generation", "generation_id", "id"),)
 
 
-OPEN_ATTEMPT_SQL = "(outcome IS NULL OR outcome IN ('unknown', 'absent', 'given_up'))"
+OPEN_ATTEMPT_SQL = f"(outcome IS NULL OR outcome IN {OPEN_OUTCOMES})"
 """No definite answer: a remote task of such an attempt may exist, or still appear."""
 
 

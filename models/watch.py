@@ -11,10 +11,22 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, exists, func, literal_column, select, text, update
+from sqlalchemy import Connection, exists, func, literal_column, or_, select, text, update
 
 from models import submission, transitions
 from models.base import among, table_of
+from models.decisions import (
+    ADOPTING,
+    LATE,
+    Candidate,
+    Claimed,
+    Sighting,
+    claimed,
+    settled,
+    shows_seed,
+    sighting,
+    whose,
+)
 from models.lifecycle import Observation, Status
 from models.marks import ECHOED
 from models.resolution import UNKNOWN_SKEW, Attempt, Case
@@ -22,12 +34,6 @@ from models.tables import OPEN_ATTEMPT_SQL, Generation, StrayTask, SubmitAttempt
 
 g = table_of(Generation).c
 a = table_of(SubmitAttempt).c
-
-_LATE = timedelta(hours=1)
-
-ADOPTING = frozenset({Status.ACCEPTED, Status.UPLOADING, Status.UNCERTAIN})
-"""Who is adopted on sight of its mark. A generation that is `submitting` may still get its
-answer, which says the same; once its lease has ended the resolve stage adopts it."""
 
 
 @dataclass
@@ -83,80 +89,57 @@ def _no_longer_stray(conn: Connection, known: set[str]) -> None:
 
 
 def _judge_unknown(conn: Connection, task: Observation, result: Sightings) -> None:
-    shows_seed = task.seed not in (None, -1)
-    match = _attempt_with_seed(conn, task) if shows_seed else _attempt_without_seed(conn, task)
-    if match is None:
+    match = whose(task, _candidates(conn, task))
+    kind = sighting(task, match)
+    if match is None or kind is Sighting.FOREIGN:
         result.foreign.append(task.task_id)
         submission.upsert_stray(conn, kind="foreign", **stray_values(task))
         return
-    if not match.seed_drawn or not shows_seed:
+    generation_id, number = match.sent.generation_id, match.sent.number
+    if kind is Sighting.POSSIBLE:
         result.possible.append(task.task_id)
         submission.upsert_stray(
             conn,
             kind="possible",
-            generation_id=match.generation_id,
-            attempt=match.number,
+            generation_id=generation_id,
+            attempt=number,
             **stray_values(task),
         )
         return
-    if adopt_marked(conn, match.generation_id, match.number, task, by="watch", into=ADOPTING):
-        result.adopted.append(task.task_id)
-        return
-    row = conn.execute(select(g.status, g.remote_task_id).where(g.id == match.generation_id)).one()
-    if Status(row.status) is Status.SUBMITTING or row.remote_task_id == task.task_id:
-        return  # its answer may still come; or it was adopted since `known` was read
-    flag_second(conn, match.generation_id, match.number, task)
-    result.second.append(task.task_id)
+    row = conn.execute(
+        select(g.status, g.attempt, g.remote_task_id).where(g.id == generation_id).with_for_update()
+    ).one()
+    match claimed(Status(row.status), follows=row.remote_task_id, task_id=task.task_id):
+        case Claimed.ADOPT:
+            if _adopt(conn, generation_id, number, row.attempt, task, by="watch", into=ADOPTING):
+                result.adopted.append(task.task_id)
+        case Claimed.SECOND:
+            flag_second(conn, generation_id, number, task)
+            result.second.append(task.task_id)
+        case Claimed.WAIT:
+            pass
 
 
-def _attempt_with_seed(conn: Connection, task: Observation) -> Any:
-    """The open attempt that drew the task's seed; else an open one that fixed it, all fields
-    equal; else the answered one that drew it: a producer may use again a seed that it liked.
-    """
-    drawn = conn.execute(
-        select(
-            a.generation_id, a.number, a.seed_drawn, literal_column(OPEN_ATTEMPT_SQL).label("open")
-        ).where(a.seed == task.seed, a.seed_drawn)
-    ).first()
-    if drawn is not None and drawn.open:
-        return drawn
-    equal = [g.request[name].astext == _as_json_text(getattr(task, name)) for name in ECHOED]
-    fixed = conn.execute(
-        select(a.generation_id, a.number, a.seed_drawn)
-        .join(Generation, g.id == a.generation_id)
-        .where(a.seed == task.seed, text(OPEN_ATTEMPT_SQL), ~a.seed_drawn, *equal)
-        .order_by(a.started_at)
-        .limit(1)
-    ).first()
-    return fixed or drawn
-
-
-def _attempt_without_seed(conn: Connection, task: Observation) -> Any:
-    """An open attempt that a task without a seed could be of: made before it, the model equal.
-
-    What may be normalised by the provider excludes nothing; an hour allows for a late creation.
-    """
-    if task.created_at is None:
-        return None
-    return conn.execute(
-        select(a.generation_id, a.number, a.seed_drawn)
-        .join(Generation, g.id == a.generation_id)
-        .where(
-            text(OPEN_ATTEMPT_SQL),
-            a.started_at.between(task.created_at - _LATE, task.created_at + UNKNOWN_SKEW),
+def _candidates(conn: Connection, task: Observation) -> list[Candidate]:
+    """The attempts that the task could be of, as far as an index finds them."""
+    if shows_seed(task):
+        near = [a.seed == task.seed, or_(a.seed_drawn, text(OPEN_ATTEMPT_SQL))]
+    elif task.created_at is not None:
+        near = [
+            a.started_at.between(task.created_at - LATE, task.created_at + UNKNOWN_SKEW),
+            literal_column(OPEN_ATTEMPT_SQL),
+            # Narrowed here, decided there: in a storm many are in doubt.
             g.request["model"].astext == task.model,
-            g.request["duration"].astext == str(task.duration),
             g.remote_task_id.is_(None),
-        )
-        .order_by(a.started_at.desc())
-        .limit(1)
-    ).first()
-
-
-def _as_json_text(value: Any) -> str | None:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return None if value is None else str(value)
+        ]
+    else:
+        return []
+    rows = conn.execute(
+        select(*submission.SENT, g.request, g.remote_task_id)
+        .join(Generation, g.id == a.generation_id)
+        .where(*near)
+    )
+    return [Candidate(submission.sent(row), row.request, row.remote_task_id) for row in rows]
 
 
 def adopt_marked(
@@ -174,11 +157,24 @@ def adopt_marked(
     ).one()
     if Status(row.status) not in into:
         return False
+    return _adopt(conn, generation_id, attempt, row.attempt, task, by=by, into=into)
+
+
+def _adopt(
+    conn: Connection,
+    generation_id: uuid.UUID,
+    attempt: int,
+    latest: int,
+    task: Observation,
+    *,
+    by: str,
+    into: frozenset[Status],
+) -> bool:
     moved = transitions.adopt(
         conn,
         generation_id,
         attempt,
-        latest_attempt=row.attempt,
+        latest_attempt=latest,
         seen=task,
         sources=into,
         by=by,
@@ -234,7 +230,7 @@ class InDoubt:
     lease: int
     latest: int
     settled: bool
-    """Whether `settle_at` of its latest attempt has passed."""
+    """Whether `settle_at` of all its open attempts has passed."""
     settle_in: float
     """Seconds until it does; negative once it has."""
     failures: int
@@ -276,7 +272,7 @@ def in_doubt(
                 )
             )
         ).scalar_one()
-        settle_in = max((float(attempt.settle_in) for attempt in attempts), default=0.0)
+        settle_in = [float(attempt.settle_in) for attempt in attempts]
         case = Case(
             generation_id,
             row.request,
@@ -292,8 +288,8 @@ def in_doubt(
                 Status(row.status),
                 lease,
                 row.attempt,
-                settle_in <= 0,
-                settle_in,
+                settled(settle_in),
+                max(settle_in, default=0.0),
                 row.failures,
             )
         )

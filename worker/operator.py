@@ -14,9 +14,17 @@ from typing import Any
 from sqlalchemy import Connection, Engine, and_, func, or_, select, text, update
 
 from api_client import Task
-from models import reads, schedule, transitions, watch
+from models import decisions, reads, schedule, transitions, watch
 from models.base import table_of
-from models.lifecycle import UNSENT, Note, Status
+from models.decisions import (
+    OPERATOR_ADOPTING,
+    Refusal,
+    refuse_adoption,
+    refuse_ending,
+    refuse_resubmission,
+)
+from models.lifecycle import Note, Status
+from models.marks import NOT_A_SEED
 from models.reads import GenerationView
 from models.tables import OPEN_ATTEMPT_SQL, Generation, StrayTask, SubmitAttempt
 from worker.runtime import Runtime
@@ -26,13 +34,8 @@ g = table_of(Generation).c
 a = table_of(SubmitAttempt).c
 s = table_of(StrayTask).c
 
-ADOPTING = UNSENT | {Status.UNCERTAIN}
-"""Who may adopt. While it is `submitting`, the answer may still come by itself."""
-
 NOT_OURS = "NOT_OURS"
 """Code of an attempt that an operator closed, because the tasks that look like it are another's."""
-
-_NOT_A_SEED = (None, -1)
 
 
 class DecisionRefused(Exception):
@@ -48,6 +51,11 @@ class _Ground:
     open_seeds: Mapping[int, int]
     settles_at: datetime | None
     settled: bool
+
+    @property
+    def facts(self) -> decisions.Ground:
+        """What the decision is held against."""
+        return decisions.Ground(self.status, self.attempt, self.settled)
 
 
 def actor() -> str:
@@ -83,13 +91,12 @@ def adopt(
     # No transaction is open across the call.
     task = rt.client.get(task_id)
     with rt.engine.begin() as conn:
-        ground = _ground(conn, generation_id, attempt)
-        if ground.status not in ADOPTING:
-            raise DecisionRefused(_wrong_status(generation_id, ground, "adopt a task"))
+        ground = _ground(conn, generation_id)
+        _carry_on(generation_id, ground, refuse_adoption(ground.facts, named=attempt), attempt)
         _check_free(conn, generation_id, task_id)
         of_attempt = _attempt_of(ground, task)
         adopted = watch.adopt_marked(
-            conn, generation_id, of_attempt, observation(task), by=by, into=ADOPTING
+            conn, generation_id, of_attempt, observation(task), by=by, into=OPERATOR_ADOPTING
         )
         if not adopted:
             raise DecisionRefused(f"generation {generation_id} moved on meanwhile: look again")
@@ -104,14 +111,8 @@ def resubmit(engine: Engine, generation_id: uuid.UUID, *, attempt: int, by: str)
     DecisionRefused.
     """
     with engine.begin() as conn:
-        ground = _ground(conn, generation_id, attempt)
-        if ground.status not in ADOPTING:
-            raise DecisionRefused(_wrong_status(generation_id, ground, "be sent again"))
-        if not ground.settled:
-            raise DecisionRefused(
-                f"attempt {attempt} settles at {ground.settles_at:%H:%M:%S}Z: until then the"
-                " provider may still make a task of it, and sending again could pay twice"
-            )
+        ground = _ground(conn, generation_id)
+        _carry_on(generation_id, ground, refuse_resubmission(ground.facts, named=attempt), attempt)
         disowned = _look_alikes(conn, generation_id, ground)
         told: dict[str, Any] = {"by": by, **({"not_ours": disowned} if disowned else {})}
         if ground.status is Status.UNCERTAIN:
@@ -143,24 +144,19 @@ def fail(engine: Engine, generation_id: uuid.UUID, *, attempt: int, by: str) -> 
     DecisionRefused.
     """
     with engine.begin() as conn:
-        ground = _ground(conn, generation_id, attempt)
+        ground = _ground(conn, generation_id)
+        _carry_on(generation_id, ground, refuse_ending(ground.facts, named=attempt), attempt)
         # The attempt stays open, so that a task that appears all the same is recognised.
-        if transitions.give_up(conn, generation_id, attempt, actor=by) is None:
-            raise DecisionRefused(_wrong_status(generation_id, ground, "be given up"))
+        transitions.give_up(conn, generation_id, attempt, actor=by)
         return _view(conn, generation_id)
 
 
-def _ground(conn: Connection, generation_id: uuid.UUID, attempt: int) -> _Ground:
+def _ground(conn: Connection, generation_id: uuid.UUID) -> _Ground:
     row = conn.execute(
         select(g.status, g.attempt).where(g.id == generation_id).with_for_update()
     ).one_or_none()
     if row is None:
         raise DecisionRefused(f"there is no generation {generation_id}")
-    if row.attempt != attempt:
-        raise DecisionRefused(
-            f"the decision is about attempt {attempt}, and generation {generation_id} is at"
-            f" attempt {row.attempt}: look again (seedance show), then decide on that"
-        )
     attempts = conn.execute(
         select(a.number, a.seed, a.settle_at, (a.settle_at <= func.now()).label("settled"))
         .where(a.generation_id == generation_id, text(OPEN_ATTEMPT_SQL))
@@ -175,12 +171,31 @@ def _ground(conn: Connection, generation_id: uuid.UUID, attempt: int) -> _Ground
     )
 
 
-def _wrong_status(generation_id: uuid.UUID, ground: _Ground, what: str) -> str:
-    hint = {
-        Status.SUBMITTING: "its answer may still come, or its lease will end",
-        Status.RUNNING: "it follows a remote task; `seedance cancel` ends that",
-    }.get(ground.status, "it has ended")
-    return f"generation {generation_id} is {ground.status} and can't {what}: {hint}"
+def _carry_on(
+    generation_id: uuid.UUID, ground: _Ground, refusal: Refusal | None, named: int
+) -> None:
+    """Raise DecisionRefused with what an operator should do instead."""
+    match refusal:
+        case None:
+            return
+        case Refusal.STALE:
+            raise DecisionRefused(
+                f"the decision is about attempt {named}, and generation {generation_id} is at"
+                f" attempt {ground.attempt}: look again (seedance show), then decide on that"
+            )
+        case Refusal.UNSETTLED:
+            raise DecisionRefused(
+                f"attempt {named} settles at {ground.settles_at:%H:%M:%S}Z: until then the"
+                " provider may still make a task of it, and sending again could pay twice"
+            )
+        case Refusal.STATUS:
+            hint = {
+                Status.SUBMITTING: "its answer may still come, or its lease will end",
+                Status.RUNNING: "it follows a remote task; `seedance cancel` ends that",
+            }.get(ground.status, "it has ended")
+            raise DecisionRefused(
+                f"generation {generation_id} is {ground.status}; nothing to decide: {hint}"
+            )
 
 
 def _check_free(conn: Connection, generation_id: uuid.UUID, task_id: str) -> None:
@@ -199,7 +214,7 @@ def _attempt_of(ground: _Ground, task: Task) -> int:
     """The attempt whose task it is. A task that shows another seed is certainly not ours."""
     if not ground.open_seeds:
         raise DecisionRefused("no attempt of it is open: every POST has a definite answer")
-    if task.seed in _NOT_A_SEED:
+    if task.seed in NOT_A_SEED:
         return max(ground.open_seeds.values())
     found = ground.open_seeds.get(int(task.seed or 0))
     if found is None:

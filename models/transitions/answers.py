@@ -13,13 +13,14 @@ from sqlalchemy import (
     case,
     func,
     or_,
-    select,
     update,
 )
 
 from models import storable
+from models.decisions import closed_as_not_sent, taken_back
 from models.lifecycle import (
-    IN_DOUBT,
+    OPEN_OUTCOMES,
+    TRANSITIONS,
     UNSPECIFIED,
     Event,
     Observation,
@@ -29,11 +30,13 @@ from models.transitions.core import (
     CALM,
     Moved,
     attempts_table,
+    cancelled,
+    fenced,
     g,
     in_seconds,
+    lock,
     move,
     one,
-    wished,
 )
 
 
@@ -53,7 +56,7 @@ def close_attempt(
         .where(
             a.generation_id == generation_id,
             a.number == attempt,
-            or_(a.outcome.is_(None), a.outcome.in_(("unknown", "absent", "given_up"))),
+            or_(a.outcome.is_(None), a.outcome.in_(OPEN_OUTCOMES)),
         )
         .values(
             outcome=outcome,
@@ -83,8 +86,7 @@ def _follow(
         move(
             conn,
             event,
-            g.id == generation_id,
-            g.attempt == attempt,
+            *fenced(event, generation_id, attempt=attempt),
             values={
                 **CALM,
                 "lease": g.lease + 1,
@@ -153,8 +155,7 @@ def adopt(
         move(
             conn,
             Event.ADOPT,
-            g.id == generation_id,
-            g.attempt == latest_attempt,
+            *fenced(Event.ADOPT, generation_id, attempt=latest_attempt),
             values={
                 **CALM,
                 "lease": g.lease + 1,
@@ -190,8 +191,7 @@ def doubt(
         move(
             conn,
             Event.DOUBT,
-            g.id == generation_id,
-            g.attempt == attempt,
+            *fenced(Event.DOUBT, generation_id, attempt=attempt),
             values=values,
             detail={
                 "why": storable.text(why),
@@ -211,24 +211,23 @@ def not_sent(
 
     Only the submit stage itself can know this.
     """
-    mine = (g.id == generation_id, g.attempt == attempt)
-    moved = wished(conn, *mine, sources=frozenset({Status.SUBMITTING})) or move(
+    row = lock(conn, generation_id)
+    if row is None:
+        return None
+    moved = _take_back(
         conn,
         Event.NOT_SENT,
-        *mine,
-        values={
-            "lease": g.lease + 1,
-            "due_at": in_seconds(seconds),
-            "waits_for": why,
-            "failures": g.failures + 1,
-        },
+        generation_id,
+        attempt,
+        cancel_wished=row.cancel_wished,
+        waits_for=why,
+        seconds=seconds,
         detail={"why": why},
     )
-    # Where the row was found in doubt meanwhile, the attempt stays open for its readings.
-    in_doubt = select(g.id).where(*mine, g.status.in_(sorted(IN_DOUBT)))
-    if conn.execute(in_doubt).first() is None:
+    status = row.status if moved is None else moved.status
+    if closed_as_not_sent(status, attempt=row.attempt, unsent=attempt):
         close_attempt(conn, generation_id, attempt, outcome="not_sent")
-    return one(moved)
+    return moved
 
 
 def declined(
@@ -242,22 +241,53 @@ def declined(
 ) -> Moved | None:
     """`submitting → accepted | cancelled`: a definite refusal that may be otherwise later."""
     code = storable.text(code) or ""
-    mine = (g.id == generation_id, g.attempt == attempt)
-    moved = wished(conn, *mine, sources=frozenset({Status.SUBMITTING})) or move(
+    row = lock(conn, generation_id)
+    if row is None:
+        return None
+    moved = _take_back(
         conn,
         Event.DECLINE,
-        *mine,
-        values={
-            "lease": g.lease + 1,
-            "due_at": in_seconds(seconds),
-            "waits_for": waits_for,
-            "failures": g.failures + 1,
-        },
+        generation_id,
+        attempt,
+        cancel_wished=row.cancel_wished,
+        waits_for=waits_for,
+        seconds=seconds,
         detail={"code": code},
     )
-    if moved:
+    if moved is not None:
         close_attempt(conn, generation_id, attempt, outcome="refused", code=code)
-    return one(moved)
+    return moved
+
+
+def _take_back(
+    conn: Connection,
+    event: Event,
+    generation_id: uuid.UUID,
+    attempt: int,
+    *,
+    cancel_wished: bool,
+    waits_for: str,
+    seconds: float,
+    detail: Mapping[str, Any],
+) -> Moved | None:
+    guards = fenced(event, generation_id, attempt=attempt)
+    towards = taken_back(event, cancel_wished=cancel_wished)
+    if towards is Event.CANCEL:
+        return cancelled(conn, *guards, sources=TRANSITIONS[event].sources)
+    return one(
+        move(
+            conn,
+            event,
+            *guards,
+            values={
+                "lease": g.lease + 1,
+                "due_at": in_seconds(seconds),
+                "waits_for": waits_for,
+                "failures": g.failures + 1,
+            },
+            detail=detail,
+        )
+    )
 
 
 def refused(
@@ -269,8 +299,7 @@ def refused(
         move(
             conn,
             Event.REFUSE,
-            g.id == generation_id,
-            g.attempt == attempt,
+            *fenced(Event.REFUSE, generation_id, attempt=attempt),
             values={
                 "lease": g.lease + 1,
                 "error_code": code,

@@ -17,6 +17,7 @@ from models.lifecycle import (
 from models.transitions.core import (
     CALM,
     Moved,
+    fenced,
     g,
     in_seconds,
     move,
@@ -70,8 +71,7 @@ def put_back(
         move(
             conn,
             Event.PUT_BACK,
-            g.id == generation_id,
-            g.lease == lease,
+            *fenced(Event.PUT_BACK, generation_id, lease=lease),
             values=values,
             detail={"waits_for": waits_for},
         )
@@ -92,8 +92,7 @@ def intend(
         move(
             conn,
             Event.INTEND,
-            g.id == generation_id,
-            g.lease == lease,
+            *fenced(Event.INTEND, generation_id, lease=lease),
             g.cancel_requested_at.is_(None),
             values={
                 **CALM,
@@ -114,8 +113,7 @@ def reject(
         move(
             conn,
             Event.REJECT,
-            g.id == generation_id,
-            g.lease == lease,
+            *fenced(Event.REJECT, generation_id, lease=lease),
             values={
                 "error_code": storable.text(code),
                 "error_message": storable.text(message),
@@ -148,8 +146,7 @@ def poison(conn: Connection, generation_id: uuid.UUID, lease: int) -> Moved | No
         move(
             conn,
             Event.POISON,
-            g.id == generation_id,
-            g.lease == lease,
+            *fenced(Event.POISON, generation_id, lease=lease),
             values={
                 "lease": g.lease + 1,
                 "error_code": "WORKER_LOST",

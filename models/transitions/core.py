@@ -24,6 +24,7 @@ from models.lifecycle import (
     TERMINAL,
     TRANSITIONS,
     Event,
+    Fence,
     Note,
     Status,
 )
@@ -142,6 +143,41 @@ def move(
     return result
 
 
+def fenced(
+    event: Event, generation_id: uuid.UUID, *, lease: int | None = None, attempt: int | None = None
+) -> tuple[ColumnElement[bool], ...]:
+    """The guards of one generation's transition: its row, and the fence that the table names."""
+    row = g.id == generation_id
+    match TRANSITIONS[event].fence:
+        case Fence.LEASE:
+            assert lease is not None, f"{event} is fenced by the lease"
+            return (row, g.lease == lease)
+        case Fence.ATTEMPT:
+            assert attempt is not None, f"{event} is fenced by the attempt"
+            return (row, g.attempt == attempt)
+        case Fence.NONE:
+            return (row,)
+
+
+def cancelled(
+    conn: Connection,
+    *guards: ColumnElement[bool],
+    sources: frozenset[Status],
+    detail: Mapping[str, Any] | None = None,
+) -> Moved | None:
+    """`… → cancelled`, as was asked for: certainly no remote task exists."""
+    return one(
+        move(
+            conn,
+            Event.CANCEL,
+            *guards,
+            values={"lease": g.lease + 1},
+            detail=detail,
+            sources=sources,
+        )
+    )
+
+
 def one(moved: list[Moved]) -> Moved | None:
     return moved[0] if moved else None
 
@@ -196,19 +232,20 @@ def tell_once(
         note(conn, generation_id, kind, detail=detail)
 
 
-def wished(
-    conn: Connection,
-    *mine: ColumnElement[bool],
-    sources: frozenset[Status],
-    detail: Mapping[str, Any] | None = None,
-) -> list[Moved]:
-    """`… → cancelled`, where that was asked for: certainly no remote task exists."""
-    return move(
-        conn,
-        Event.CANCEL,
-        *mine,
-        g.cancel_requested_at.is_not(None),
-        values={"lease": g.lease + 1},
-        detail=detail,
-        sources=sources,
-    )
+@dataclass(frozen=True)
+class Locked:
+    """A generation that nobody else can change until this transaction ends."""
+
+    status: Status
+    attempt: int
+    cancel_wished: bool
+
+
+def lock(conn: Connection, generation_id: uuid.UUID) -> Locked | None:
+    """Lock a generation, to decide on what it is now. None if there is none."""
+    row = conn.execute(
+        select(g.status, g.attempt, g.cancel_requested_at.is_not(None).label("wished"))
+        .where(g.id == generation_id)
+        .with_for_update()
+    ).one_or_none()
+    return None if row is None else Locked(Status(row.status), row.attempt, row.wished)

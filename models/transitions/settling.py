@@ -10,20 +10,20 @@ from sqlalchemy import (
     select,
 )
 
-from models.lifecycle import (
-    Event,
-    Status,
-)
+from models.decisions import after_absence
+from models.lifecycle import TRANSITIONS, Event
 from models.transitions.answers import close_attempt
 from models.transitions.core import (
     CALM,
     Moved,
     attempts_table,
+    cancelled,
+    fenced,
     g,
     in_seconds,
+    lock,
     move,
     one,
-    wished,
 )
 
 
@@ -40,38 +40,38 @@ def absent(
 
     Only attempts that ended this way count against `max_attempts`; refusals burn none.
     """
-    mine = (g.id == generation_id, g.attempt == attempt)
     a = attempts_table.c
-    absent_before = conn.execute(
+    row = lock(conn, generation_id)
+    if row is None:
+        return None
+    before = conn.execute(
         select(func.count()).where(
             a.generation_id == generation_id, a.outcome == "absent", a.number != attempt
         )
     ).scalar_one()
-    in_vain = absent_before + 1
-    moved = wished(conn, *mine, sources=frozenset({Status.UNCERTAIN}), detail=detail)
-    if not moved and in_vain >= max_attempts:
-        moved = move(
-            conn,
-            Event.EXHAUST,
-            *mine,
-            values={
+    event = after_absence(
+        cancel_wished=row.cancel_wished, absent_before=before, max_attempts=max_attempts
+    )
+    guards = fenced(Event.ABSENT, generation_id, attempt=attempt)
+    moved = None
+    match event:
+        case Event.CANCEL:
+            moved = cancelled(
+                conn, *guards, sources=TRANSITIONS[Event.ABSENT].sources, detail=detail
+            )
+        case Event.EXHAUST:
+            values: dict[str, Any] = {
                 "lease": g.lease + 1,
                 "error_code": "SUBMIT_ATTEMPTS_EXHAUSTED",
-                "error_message": f"{in_vain} attempts, and the provider made no task of any",
-            },
-            detail=detail,
-        )
-    elif not moved:
-        moved = move(
-            conn,
-            Event.ABSENT,
-            *mine,
-            values={**CALM, "lease": g.lease + 1, "due_at": in_seconds(seconds)},
-            detail=detail,
-        )
-    if moved:
+                "error_message": f"{before + 1} attempts, and the provider made no task of any",
+            }
+            moved = one(move(conn, event, *guards, values=values, detail=detail))
+        case _:
+            values = {**CALM, "lease": g.lease + 1, "due_at": in_seconds(seconds)}
+            moved = one(move(conn, event, *guards, values=values, detail=detail))
+    if moved is not None:
         close_attempt(conn, generation_id, attempt, outcome="absent")
-    return one(moved)
+    return moved
 
 
 def give_up(
@@ -82,8 +82,7 @@ def give_up(
         move(
             conn,
             Event.GIVE_UP,
-            g.id == generation_id,
-            g.attempt == attempt,
+            *fenced(Event.GIVE_UP, generation_id, attempt=attempt),
             values={
                 "lease": g.lease + 1,
                 "credit_cost": None,  # nobody knows; a charge is found by the watch

@@ -90,7 +90,7 @@ def run(rt: Runtime, claims: Sequence[tuple[uuid.UUID, int]]) -> dict[uuid.UUID,
 def _read_twice(rt: Runtime, cases: Sequence[InDoubt]) -> dict[uuid.UUID, Verdict]:
     """Two complete readings, the second begun after the first ended, judged together."""
     first = _judged(rt, cases, _read(rt, cases))
-    if all(isinstance(verdict, Adopt) and verdict.by_mark for verdict in first.values()):
+    if all(resolution.proven(verdict) for verdict in first.values()):
         return first  # a drawn seed proves itself; absence is what needs a second look
     second = _judged(rt, cases, _read(rt, cases))
     return {
@@ -138,9 +138,7 @@ def _judged(
     verdicts: dict[uuid.UUID, Verdict] = {}
     for one in cases:
         verdict = resolution.judge(one.case, unknown, reading.skew)
-        if not reading.complete and not (isinstance(verdict, Adopt) and verdict.by_mark):
-            verdict = Undecided("the task list could not be read completely")
-        verdicts[one.case.generation_id] = verdict
+        verdicts[one.case.generation_id] = resolution.heeded(verdict, complete=reading.complete)
     return verdicts
 
 
@@ -150,8 +148,7 @@ def _decide(rt: Runtime, one: InDoubt, verdict: Verdict) -> Outcome:
     with rt.engine.begin() as conn:
         if isinstance(verdict, Adopt):
             taken = watch.followed(conn, [verdict.task.task_id])
-            if taken:
-                verdict = Undecided("the remote task was adopted by another generation meanwhile")
+            verdict = resolution.still(verdict, followed=taken)
         match verdict:
             case Adopt(task=task, attempt=attempt, others=others):
                 adopted = watch.adopt_marked(

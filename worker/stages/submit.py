@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from api_client import ApiError, Disposition, GenerationRequest, NotSent, Submitted
-from models import schedule, submission, transitions, watch
+from models import decisions, schedule, submission, transitions, watch
 from models.lifecycle import Status
 from models.submission import Held, Intent
 from worker.crash_points import reached
@@ -88,7 +88,7 @@ def _post(rt: Runtime, intent: Intent, request: GenerationRequest, started: floa
         if obstacle is not None:
             raise TooLateError(obstacle)
         age = waking_clock() - started
-        if age > rt.settings.send_budget:
+        if decisions.too_old(age, send_budget=rt.settings.send_budget):
             raise TooLateError(f"the intent is {age:.1f} s old")
 
     try:
