@@ -7,11 +7,12 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, literal, select
+from sqlalchemy import CTE, ColumnElement, Connection, func, literal, select
 from sqlalchemy.dialects.postgresql import insert
 
-from models import schedule
+from models import ledger, schedule
 from models.base import table_of
+from models.ledger.booking import NEEDED
 from models.lifecycle import Event, Status
 from models.marks import fingerprint, producer_seed
 from models.tables import DEFAULT_TENANT, Generation, GenerationEvent
@@ -65,10 +66,12 @@ def accept_many(conn: Connection, requests: Sequence[NewGeneration]) -> list[Acc
         # In one order everywhere: two batches with the same keys must not wait for each other.
         .values([_row(new) for new in sorted(requests, key=_order)])
         .on_conflict_do_nothing()
-        .returning(g.id)
+        .returning(g.id, *NEEDED.values())
         .cte("made")
     )
-    created = set(conn.execute(select(made.c.id).add_cte(_told(made.c.id, Event.ACCEPT))).scalars())
+    told = _told(made.c.id, Event.ACCEPT)
+    booked = ledger.on_accept(made, told)
+    created = set(conn.execute(select(made.c.id).add_cte(told, booked)).scalars())
     if created:
         schedule.wake(conn)
     return [
@@ -77,7 +80,7 @@ def accept_many(conn: Connection, requests: Sequence[NewGeneration]) -> list[Acc
     ]
 
 
-def _told(ids: ColumnElement[uuid.UUID], event: Event) -> Any:
+def _told(ids: ColumnElement[uuid.UUID], event: Event) -> CTE:
     to_status = Status.FAILED if event is Event.REJECT else Status.ACCEPTED
     return (
         insert(_events)
@@ -85,6 +88,7 @@ def _told(ids: ColumnElement[uuid.UUID], event: Event) -> Any:
             ["generation_id", "event", "to_status"],
             select(ids, literal(str(event)), literal(str(to_status))),
         )
+        .returning(_events.c.id, _events.c.generation_id)
         .cte("told")
     )
 

@@ -43,6 +43,10 @@ LIVE = frozenset({Status.UPLOADING, Status.SUBMITTING, Status.UNCERTAIN, Status.
 IN_DOUBT = frozenset({Status.SUBMITTING, Status.UNCERTAIN})
 """The POST may have happened and its answer is not known: these hold the fingerprint lock."""
 
+RESERVED = IN_DOUBT | {Status.RUNNING}
+"""An intent was committed and no end is known: the provider may charge, so the estimate is set
+aside."""
+
 UNSENT = frozenset({Status.ACCEPTED, Status.UPLOADING})
 """No POST of the latest attempt can be on the wire."""
 
@@ -88,6 +92,7 @@ class Note(StrEnum):
     ATTENTION = "attention"
     SECOND_TASK = "second_task"
     CONTRADICTION = "contradiction"
+    CHARGED = "charged"
     UNKNOWN_STATUS = "unknown_status"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, exists, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
-from models import gates, transitions
+from models import gates, ledger, transitions
 from models.base import table_of
 from models.decisions import (
     IntentFacts,
@@ -339,6 +339,15 @@ def upsert_stray(conn: Connection, *, task_id: str, kind: str, **values: Any) ->
     ).scalar_one_or_none()
     if before is not None and _STRAY_KINDS.index(before) > _STRAY_KINDS.index(kind):
         kind = before
+    new = _keep_stray(conn, before, task_id=task_id, kind=kind, **values)
+    if kind == "second" and values.get("status") == "completed":
+        _charge_second(conn, task_id)
+    return new
+
+
+def _keep_stray(
+    conn: Connection, before: str | None, *, task_id: str, kind: str, **values: Any
+) -> bool:
     if before is None:
         # Another pass may have written it in the same moment: then it knows as much.
         conn.execute(
@@ -354,3 +363,21 @@ def upsert_stray(conn: Connection, *, task_id: str, kind: str, **values: Any) ->
         .values(kind=kind, last_seen_at=func.now(), **shown)
     )
     return bool(before != kind)
+
+
+def _charge_second(conn: Connection, task_id: str) -> None:
+    """A second task of a generation is paid like the first, once it has completed."""
+    row = conn.execute(
+        select(s.generation_id, s.attempt, s.credit_cost).where(
+            s.task_id == task_id, s.kind == "second", s.status == "completed"
+        )
+    ).one_or_none()
+    if row is not None:
+        ledger.charge_beside(
+            conn,
+            row.generation_id,
+            row.attempt,
+            task_id=task_id,
+            amount=row.credit_cost,
+            why="a second task",
+        )

@@ -1,4 +1,4 @@
-"""What every transition is made of: lock and compare, set, tell, in one statement."""
+"""What every transition is made of: lock and compare, set, tell, book, in one statement."""
 
 import uuid
 from collections.abc import Mapping
@@ -18,7 +18,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from models import ledger
 from models.base import table_of
+from models.ledger.booking import NEEDED
 from models.lifecycle import (
     IN_DOUBT,
     TERMINAL,
@@ -86,7 +88,7 @@ def move(
 ) -> list[Moved]:
     """Move every row that passes `guards` by `event`; the other functions here are its callers.
 
-    One statement: lock and compare, set, tell. `sources` narrows the transition's own;
+    One statement: lock and compare, set, tell, book. `sources` narrows the transition's own;
     `skip_locked` leaves out rows that somebody else is changing just now.
     """
     transition = TRANSITIONS[event]
@@ -107,7 +109,14 @@ def move(
                 "status": str(transition.target),
             }
         )
-        .returning(g.id, locked.c.status.label("from_status"), g.lease, g.attempt, g.fingerprint)
+        .returning(
+            g.id,
+            locked.c.status.label("from_status"),
+            g.lease,
+            g.attempt,
+            g.fingerprint,
+            *NEEDED.values(),
+        )
         .cte("moved")
     )
     told = (
@@ -123,9 +132,17 @@ def move(
                 bindparam("detail", dict(detail) if detail else None, JSONB(none_as_null=True)),
             ),
         )
+        .returning(events_table.c.id, events_table.c.generation_id)
         .cte("told")
     )
-    rows = conn.execute(select(moved).add_cte(told)).all()
+    also = [told]
+    booked = ledger.on_move(event, leaving, transition.target, moved, told)
+    if booked is not None:
+        also.append(booked)
+    m = moved.c
+    rows = conn.execute(
+        select(m.id, m.from_status, m.lease, m.attempt, m.fingerprint).add_cte(*also)
+    ).all()
     result = [
         Moved(
             row.id,

@@ -10,6 +10,7 @@ from sqlalchemy import (
     update,
 )
 
+from models import ledger
 from models.lifecycle import (
     LIVE,
     UNSPECIFIED,
@@ -45,7 +46,7 @@ def apply_observation(conn: Connection, seen: Observation) -> Moved | Note | Non
     or None where nothing changed.
     """
     row = conn.execute(
-        select(g.id, g.status, g.remote_task_id, g.remote_status)
+        select(g.id, g.status, g.attempt, g.remote_task_id, g.remote_status)
         .where(g.remote_task_id == seen.task_id)
         .with_for_update()
     ).one_or_none()
@@ -82,6 +83,15 @@ def apply_observation(conn: Connection, seen: Observation) -> Moved | Note | Non
                     "credit_cost": _text(seen.credit_cost),
                 },
             )
+            if seen.status == "completed":
+                ledger.charge_beside(
+                    conn,
+                    row.id,
+                    row.attempt,
+                    task_id=seen.task_id,
+                    amount=seen.credit_cost,
+                    why=f"recorded as {row.remote_status}",
+                )
             return Note.CONTRADICTION
         case Nothing():
             if row.status == Status.RUNNING:

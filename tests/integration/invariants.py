@@ -20,7 +20,8 @@ from sqlalchemy import Row, text
 import simulator
 from api_client import GenerationRequest, SeedanceClient, Submitted
 from models import reads, watch
-from models.lifecycle import TERMINAL, TRANSITIONS, Event, Note, Status
+from models.ledger import reading
+from models.lifecycle import RESERVED, TERMINAL, TRANSITIONS, Event, Note, Status
 from models.reads import AttemptView, GenerationView, StrayView
 from models.schedule import Claim
 from tests.integration.conftest import Steps, text_request
@@ -174,6 +175,7 @@ class Lab(Steps):
             self._check_history(view)
             self._check_credits(view)
         self._check_tasks(views)
+        self._check_ledger(views)
         assert self.sim.requests()["key_leaks"] == 0
 
     def _check_history(self, view: GenerationView) -> None:
@@ -205,6 +207,24 @@ class Lab(Steps):
         if view.remote_task_id is not None:
             charged = Decimal(self.sim.task(view.remote_task_id)["charged"])
         assert (view.credit_cost or 0) == charged, view
+
+    def _check_ledger(self, views: list[GenerationView]) -> None:
+        """What is under way is reserved, nothing else; each task is charged as it was there."""
+        with self.rt.engine.connect() as conn:
+            assert reading.imbalances(conn) == []
+            reserved = reading.outstanding(conn)
+            booked = {
+                entry.remote_task_id: entry.amount
+                for view in views
+                for entry in reading.entries(conn, view.id)
+                if entry.kind == "charged"
+            }
+        assert reserved == sum(v.estimated_cost for v in views if v.status in RESERVED)
+        seen_to_end = {v.remote_task_id for v in views if v.status is Status.COMPLETED}
+        seen_to_end |= {
+            s.task_id for s in self.strays() if s.kind == "second" and s.status == "completed"
+        }
+        assert booked == {task: Decimal(self.sim.task(task)["charged"]) for task in seen_to_end}
 
     def _check_tasks(self, views: list[GenerationView]) -> None:
         """Each remote task of ours is followed by one generation, or flagged as a second one."""

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 from models import reads, resolution, transitions, watch
+from models.ledger import reading
 from models.lifecycle import Observation, Status
 from models.submission import Intent
 from tests.integration.conftest import Steps
@@ -129,7 +130,7 @@ def test_the_credits_of_second_tasks_are_in_the_ledger(rt, steps):
         watch.hold_against(
             conn, [Observation("T2", "completed", seed=intent.seed, credit_cost=cost)]
         )
-        [line] = reads.cost(conn, ["tenant"])
+        [line] = reading.cost(conn, ["tenant"])
     assert line.charged == 18
 
 

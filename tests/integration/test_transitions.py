@@ -443,6 +443,7 @@ def test_a_contradiction_is_told_once_and_changes_nothing(conn):
     assert [event for event, _, _ in events(conn, generation_id)] == [
         "end_cancelled",
         "contradiction",
+        "charged",
     ]
 
 

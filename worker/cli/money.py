@@ -1,12 +1,17 @@
 """`seedance balance` and `seedance cost`: what there is, and what it went to."""
 
+import csv
 import re
+import sys
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import click
 
-from models import reads
+from models.ledger import reading
+from models.ledger.reading import CostLine
 from worker.cli import output
 from worker.cli.context import database, service
 from worker.cli.errors import BadInput
@@ -48,70 +53,93 @@ def balance(*, as_json: bool) -> None:
 @click.option(
     "--by",
     multiple=True,
-    type=click.Choice([*reads.COST_GROUPS]),
+    type=click.Choice(reading.GROUPS),
     help="Group by this; may be repeated. (tenant)",
 )
 @click.option("--since", metavar="WHEN", help="2026-01-31, a time in ISO 8601, or 12h, 7d, 4w ago.")
+@click.option("--until", metavar="WHEN", help="Up to then, and without it; written as --since.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
-def cost(*, by: tuple[str, ...], since: str | None, as_json: bool) -> None:
+@click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
+def cost(
+    *, by: tuple[str, ...], since: str | None, until: str | None, as_json: bool, as_csv: bool
+) -> None:
     """Add up credits: estimated, charged, and pending for what has not ended.
 
-    Counts generations by when they were accepted. Charged is what the provider said; only
-    completed ones are charged.
+    From the ledger, in which each entry counts when it was written: an estimate when the
+    generation was accepted, a charge when its end was seen. Days are UTC's. Charged is what the
+    provider said; only completed tasks are charged, second tasks of a generation among them.
 
     \b
     Examples:
       seedance cost --by tenant --by day --since 7d
       seedance cost --by model --by resolution --json
+      seedance cost --by tenant --since 2026-01-01 --until 2026-02-01 --csv > january.csv
     """
-    groups = by or ("tenant",)
+    if as_json and as_csv:
+        raise BadInput("--json and --csv are both given: choose one")
+    groups = tuple(dict.fromkeys(by)) or ("tenant",)
+    first, last = _when("--since", since), _when("--until", until)
+    if first is not None and last is not None and last <= first:
+        raise BadInput(f"--until is {until!r}; allowed: a time after --since {since!r}")
     with database() as engine, engine.connect() as conn:
-        lines = reads.cost(conn, groups, since=None if since is None else _since(since))
+        lines = reading.cost(conn, groups, since=first, until=last)
     if as_json:
-        output.print_json(
-            [
-                {
-                    **dict(zip(groups, line.group, strict=True)),
-                    "generations": line.generations,
-                    "completed": line.completed,
-                    "estimated": line.estimated,
-                    "charged": line.charged,
-                    "pending": line.pending,
-                }
-                for line in lines
-            ]
-        )
+        output.print_json([_fields(groups, line) for line in lines])
         return
-    numbers = ["GENERATIONS", "COMPLETED", "ESTIMATED", "CHARGED", "PENDING"]
+    if as_csv:
+        _print_csv([*groups, *_AMOUNTS], [_fields(groups, line) for line in lines])
+        return
+    numbers = [name.upper() for name in _AMOUNTS]
     rows = [[*line.group, *_numbers(line)] for line in lines]
     if output.on_terminal() and len(lines) > 1:
         rows.append(["total", *[""] * (len(groups) - 1), *_numbers(_total(lines))])
     output.print_rows([*(group.upper() for group in groups), *numbers], rows, right=numbers)
 
 
-def _numbers(line: reads.CostLine) -> list[str]:
-    amounts = (line.estimated, line.charged, line.pending)
-    return [str(line.generations), str(line.completed), *map(output.credits_text, amounts)]
+_AMOUNTS = ("generations", "completed", "estimated", "charged", "second", "pending")
 
 
-def _total(lines: list[reads.CostLine]) -> reads.CostLine:
-    return reads.CostLine(
-        (),
-        sum(line.generations for line in lines),
-        sum(line.completed for line in lines),
-        sum((line.estimated for line in lines), Decimal(0)),
-        sum((line.charged for line in lines), Decimal(0)),
-        sum((line.pending for line in lines), Decimal(0)),
-    )
+def _fields(groups: Sequence[str], line: CostLine) -> dict[str, Any]:
+    amounts = {name: getattr(line, name) for name in _AMOUNTS}
+    return {**dict(zip(groups, line.group, strict=True)), **amounts}
 
 
-def _since(text: str) -> datetime:
-    if ago := re.fullmatch(r"(\d{1,5})([mhdw])", text):
+def _print_csv(names: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> None:
+    out = csv.writer(sys.stdout, lineterminator="\n")
+    out.writerow(names)
+    for line in lines:
+        out.writerow([_cell(line[name]) for name in names])
+
+
+def _cell(value: Any) -> str:
+    """A value of the table; text that a spreadsheet would take for a formula is quoted for it."""
+    if isinstance(value, Decimal):
+        return output.credits_text(value)
+    shown = str(value)
+    return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown
+
+
+def _numbers(line: CostLine) -> list[str]:
+    values = (getattr(line, name) for name in _AMOUNTS)
+    return [output.credits_text(v) if isinstance(v, Decimal) else str(v) for v in values]
+
+
+def _total(lines: Sequence[CostLine]) -> CostLine:
+    def added(name: str) -> Any:
+        return sum((getattr(line, name) for line in lines), start=0)
+
+    return CostLine((), **{name: added(name) for name in _AMOUNTS})
+
+
+def _when(option: str, given: str | None) -> datetime | None:
+    if given is None:
+        return None
+    if ago := re.fullmatch(r"(\d{1,5})([mhdw])", given):
         return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
     try:
-        at = datetime.fromisoformat(text)
+        at = datetime.fromisoformat(given)
     except ValueError:
         raise BadInput(
-            f"--since is {text!r}; allowed: a date, a time in ISO 8601, or such as 12h, 7d, 4w"
+            f"{option} is {given!r}; allowed: a date, a time in ISO 8601, or such as 12h, 7d, 4w"
         ) from None
     return at if at.tzinfo else at.replace(tzinfo=UTC)
