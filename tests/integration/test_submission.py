@@ -310,7 +310,7 @@ def test_a_second_task_is_told_once_and_its_credits_are_kept(conn):
         submission.flag_second_task(
             conn, generation_id, 1, task_id="second", status=status, credit_cost=cost
         )
-    assert [event for event, _, _ in events(conn, generation_id)] == ["second_task"]
+    assert [event for event, _, _ in events(conn, generation_id)] == ["second_task", "charged"]
     [kept] = conn.execute(select(table_of(StrayTask))).all()
     assert (kept.kind, kept.status, kept.credit_cost) == ("second", "completed", Decimal(9))
     assert (kept.generation_id, kept.attempt) == (generation_id, 1)
