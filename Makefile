@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.complete
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit integration acceptance chaos lint audit format lock clean
+.PHONY: help setup demo test unit integration acceptance model chaos lint audit format lock clean
 
 help: ## show what there is
 	@grep -hE '^[a-z ]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ test: setup ## every test
 
 unit integration acceptance: setup ## one tier of the tests
 	$(BIN)/python -m pytest tests/$@
+
+model: setup ## the submit protocol in every interleaving, wider bounds: [MODEL_STATES=400000]
+	MODEL_BOUNDS=wide $(BIN)/python -m pytest tests/model
 
 chaos: setup ## the service broken on purpose: SEED=… N=300 [CHAOS="--json FILE"]
 	$(BIN)/python -m tests.chaos.run $(if $(SEED),--seed $(SEED)) -n $(or $(N),300) $(CHAOS)
