@@ -53,6 +53,8 @@ class IntentFacts:
     """A closed gate that this generation does not pass."""
     own_task: str | None = None
     """A remote task that nobody follows and that may be this generation's (`may_be_own`)."""
+    called_back: bool = False
+    """The provider called an attempt of it back that was not answered with a task."""
     holder: UUID | None = None
     """Another generation in doubt that could be mistaken for this one."""
 
@@ -64,6 +66,7 @@ class Obstacle(StrEnum):
     CANCELLED = "cancelled"
     GATE = "gate"
     OWN_TASK = "own task"
+    CALLED_BACK = "called back"
     HELD = "held"
 
 
@@ -77,6 +80,8 @@ def obstacle_to_intent(facts: IntentFacts) -> Obstacle | None:
         return Obstacle.GATE
     if facts.own_task is not None:
         return Obstacle.OWN_TASK
+    if facts.called_back:
+        return Obstacle.CALLED_BACK
     return Obstacle.HELD if facts.holder is not None else None
 
 
@@ -122,6 +127,8 @@ class SendFacts:
     attempt: int
     cancel_wished: bool = False
     gate: str | None = None
+    called_back: bool = False
+    """An earlier attempt was: its remote task exists."""
 
 
 def obstacle_to_sending(facts: SendFacts, *, intended: int) -> str | None:
@@ -130,6 +137,8 @@ def obstacle_to_sending(facts: SendFacts, *, intended: int) -> str | None:
         return TAKEN_OVER
     if facts.cancel_wished:
         return "cancel asked"
+    if facts.called_back:
+        return "an earlier attempt was called back"
     return None if facts.gate is None else f"gate {facts.gate}"
 
 

@@ -94,6 +94,7 @@ class Note(StrEnum):
     CONTRADICTION = "contradiction"
     CHARGED = "charged"
     UNKNOWN_STATUS = "unknown_status"
+    CALLED_BACK = "called_back"
 
 
 class Fence(StrEnum):

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, exists, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
-from models import gates, ledger, transitions
+from models import callbacks, gates, ledger, transitions
 from models.base import table_of
 from models.decisions import (
     IntentFacts,
@@ -71,8 +71,17 @@ class Held:
     why: str
 
 
-def begin(conn: Connection, generation_id: uuid.UUID, lease: int, timing: Timing) -> Intent | Held:
+def begin(
+    conn: Connection,
+    generation_id: uuid.UUID,
+    lease: int,
+    timing: Timing,
+    *,
+    callback_digest: bytes | None = None,
+) -> Intent | Held:
     """`uploading → submitting`, or why not.
+
+    `callback_digest`: of the secret in the address that the provider is to call back, if any.
 
     Raises sqlalchemy.exc.IntegrityError when an equal generation took the fingerprint at the
     same moment: roll back and call `put_back_blocked`.
@@ -97,6 +106,7 @@ def begin(conn: Connection, generation_id: uuid.UUID, lease: int, timing: Timing
         cancel_wished=row.cancel_requested_at is not None,
         gate=None if gate is None else gate.name,
         own_task=_own_task(conn, generation_id),
+        called_back=row.attempt > 0 and bool(callbacks.hints(conn, generation_id)),
         holder=None
         if fixed is None
         else fingerprint_holder(conn, fingerprint(row.request, fixed), fixed, generation_id),
@@ -116,6 +126,7 @@ def begin(conn: Connection, generation_id: uuid.UUID, lease: int, timing: Timing
             seed_drawn=fixed is None,
             fingerprint=mark,
             settle_at=transitions.in_seconds(timing.settle),
+            callback_digest=callback_digest,
         )
     )
     moved = transitions.intend(
@@ -146,8 +157,10 @@ def _hold(
                 conn, generation_id, lease, waits_for=f"gate {facts.gate}", seconds=HELD_RECHECK
             )
             return Held(f"gate {facts.gate} is closed")
-        case Obstacle.OWN_TASK:
-            why = f"remote task {facts.own_task} may be its own: decide with `seedance resolve`"
+        case Obstacle.OWN_TASK | Obstacle.CALLED_BACK:
+            why = callbacks.WHY
+            if obstacle is Obstacle.OWN_TASK:
+                why = f"remote task {facts.own_task} may be its own: decide with `seedance resolve`"
             transitions.put_back(
                 conn,
                 generation_id,
@@ -276,6 +289,7 @@ def may_still_send(conn: Connection, intent: Intent) -> str | None:
         attempt=0 if row is None else row.attempt,
         cancel_wished=row is not None and row.cancel_requested_at is not None,
         gate=None if gate is None else gate.name,
+        called_back=intent.attempt > 1 and bool(callbacks.hints(conn, intent.generation_id)),
     )
     return obstacle_to_sending(facts, intended=intent.attempt)
 

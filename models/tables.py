@@ -203,6 +203,11 @@ class SubmitAttempt(Base):
     code: Mapped[str | None] = mapped_column(Text)
     decided_at: Mapped[Instant | None]
     remote_task_id: Mapped[str | None] = mapped_column(Text)
+    # Where callbacks are on: the SHA-256 of the secret in the attempt's address, when a callback
+    # was last heeded (null: none came), and the remote task that it spoke of, if any: a hint.
+    callback_digest: Mapped[bytes | None]
+    callback_at: Mapped[Instant | None]
+    callback_task_id: Mapped[str | None] = mapped_column(Text)
 
     __table_args__ = (
         CheckConstraint(

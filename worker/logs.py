@@ -1,7 +1,7 @@
 """What a process says while it works: one readable line for each event, and no secrets in it.
 
-The API key, passwords and the queries of URLs never come through, whoever logs them: they are cut
-from the finished line, traceback included.
+The API key, passwords, the queries of URLs and the secrets of callbacks never come through, whoever
+logs them: they are cut from the finished line, traceback included.
 """
 
 import logging
@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any, TextIO
 
 from api_client import redact
+from worker.callback_address import hidden
 
 _FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 _SECRETS = ("SEEDANCE_API_KEY", "FLOWER_BASIC_AUTH")
@@ -39,7 +40,7 @@ class RedactingFormatter(logging.Formatter):
         text = super().format(record)
         for secret in self._secrets:
             text = text.replace(secret, "…")
-        return redact(text)
+        return hidden(redact(text))
 
 
 def configure(level: int | str = logging.INFO, *, stream: TextIO | None = None) -> None:

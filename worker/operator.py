@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, and_, func, or_, select, text, update
 
 from api_client import Task
-from models import decisions, reads, schedule, transitions, watch
+from models import callbacks, decisions, reads, schedule, transitions, watch
 from models.base import table_of
 from models.decisions import (
     OPERATOR_ADOPTING,
@@ -107,18 +107,23 @@ def adopt(
 def resubmit(engine: Engine, generation_id: uuid.UUID, *, attempt: int, by: str) -> GenerationView:
     """No remote task of it exists: send it again (or end it, if its cancel was asked for).
 
-    Remote tasks that look like its own are declared not to be, and no longer hold it up. Raises
-    DecisionRefused.
+    Remote tasks that look like its own are declared not to be, and so are callbacks of tasks that
+    were not found: neither holds it up any longer. Raises DecisionRefused.
     """
     with engine.begin() as conn:
         ground = _ground(conn, generation_id)
         _carry_on(generation_id, ground, refuse_resubmission(ground.facts, named=attempt), attempt)
         disowned = _look_alikes(conn, generation_id, ground)
-        told: dict[str, Any] = {"by": by, **({"not_ours": disowned} if disowned else {})}
+        uncalled = callbacks.disown(conn, generation_id)
+        told: dict[str, Any] = {
+            "by": by,
+            **({"not_ours": disowned} if disowned else {}),
+            **({"callbacks_not_ours": uncalled} if uncalled else {}),
+        }
         if ground.status is Status.UNCERTAIN:
             # The bound on attempts is there for what nobody looks at.
             transitions.absent(conn, generation_id, attempt, max_attempts=attempt + 1, detail=told)
-        elif disowned:
+        elif disowned or uncalled:
             transitions.calm(conn, generation_id)
             transitions.note(conn, generation_id, Note.ATTENTION, attempt=attempt, detail=told)
         else:

@@ -27,6 +27,9 @@ OUTSIDE = frozenset(
 )
 """Variables with our prefix that are read elsewhere."""
 
+_LONGEST_PUBLIC_URL = 400
+"""A `callback_url` has up to 512 characters, of which ours adds up to 96."""
+
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -132,6 +135,18 @@ class Settings(BaseSettings):
     allow_private_sources: bool = Field(
         False, description="Whether references may come from private or loopback addresses."
     )
+    public_url: str = Field(
+        "",
+        description="Where the provider reaches `seedance gateway` from outside, as"
+        " `https://host/path`: its callbacks show at once what has ended. Empty: polling alone.",
+    )
+    gateway_host: str = Field("127.0.0.1", description="The address that the gateway listens on.")
+    gateway_port: int = Field(
+        8080, ge=0, le=65_535, description="The port that the gateway listens on; 0: any free one."
+    )
+    gateway_rate: str = Field(
+        "200/second", description="Callbacks that a gateway looks up; beyond it answers 429."
+    )
     retain_rejected: Seconds = Field(
         30 * 86_400.0, description="How long messages that were set aside are kept."
     )
@@ -163,7 +178,25 @@ class Settings(BaseSettings):
             raise ValueError("is empty or has characters that no HTTP header may carry")
         return value
 
-    @field_validator("rate_limit")
+    @field_validator("public_url")
+    @classmethod
+    def _public_url(cls, value: str) -> str:
+        if value and not re.match(r"^https?://[^/?#@\s]+(/[^?#\s]*)?$", value):
+            raise ValueError(
+                f"is {value[:80]!r}; write it as https://host/path, without user or query"
+            )
+        if len(value) > _LONGEST_PUBLIC_URL:
+            raise ValueError(f"has {len(value)} characters; {_LONGEST_PUBLIC_URL} are allowed")
+        return value.rstrip("/")
+
+    @field_validator("gateway_host")
+    @classmethod
+    def _host(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9.:_-]+", value):
+            raise ValueError(f"is {value[:80]!r}; write an address or a host name")
+        return value
+
+    @field_validator("rate_limit", "gateway_rate")
     @classmethod
     def _rate(cls, value: str) -> str:
         if not re.fullmatch(r"[1-9]\d*\s*/\s*(\d+\s*)?(second|minute|hour)", value):
@@ -192,6 +225,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"SEEDANCE_POLL_MAX is {self.poll_max:g} s, under SEEDANCE_POLL_MIN,"
                 f" {self.poll_min:g} s"
+            )
+        if self.public_url.startswith("http://") and not self.api_base_url.startswith("http://"):
+            raise ValueError(
+                f"SEEDANCE_PUBLIC_URL is {self.public_url!r}: use https://, since the secrets of"
+                " callbacks are in their addresses (http:// is for a simulated provider)"
             )
         return self
 

@@ -22,7 +22,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 def test_the_commands_are_those_that_were_promised() -> None:
     names = "demo up migrate worker beat generate show list watch cancel balance cost reconcile"
-    assert set(COMMANDS) == {*names.split(), "resolve", "doctor", "simulator"}
+    assert set(COMMANDS) == {*names.split(), "resolve", "doctor", "simulator", "gateway"}
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "simulator"])

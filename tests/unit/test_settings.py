@@ -51,6 +51,10 @@ GOOD = {
     "media_roots": (f"{ROOT}:/", (Path(ROOT), Path("/"))),
     "allow_private_sources": ("1", True),
     "retain_rejected": ("60", 60.0),
+    "public_url": ("https://video.example.com/hooks/", "https://video.example.com/hooks"),
+    "gateway_host": ("::1", "::1"),
+    "gateway_port": ("0", 0),
+    "gateway_rate": ("60/minute", "60/minute"),
 }
 BAD = {
     "api_key": ["with space", "new\nline", "ключ"],
@@ -66,6 +70,10 @@ BAD = {
     "max_tries": ["1", "x"],
     "concurrency": ["0", "x", "1001"],
     "upload_max_bytes": ["0", "x"],
+    "public_url": ["ftp://h", "host", "https://u@h", "https://h?x=1", "https://"],
+    "gateway_host": ["a b", "http://h"],
+    "gateway_port": ["-1", "65536", "x"],
+    "gateway_rate": ["20", "0/second", "20/fortnight"],
     "list_lag": ["-0.1", "x", "nan", "inf"],
     "settle_margin": ["-1", "nan", "inf"],
 } | {
@@ -73,7 +81,7 @@ BAD = {
     for name, (value, _) in GOOD.items()
     if name not in ("list_lag", "settle_margin") and re.fullmatch(r"[\d.]+", value)
     if name not in ("max_in_flight", "max_attempts", "max_tries", "concurrency", "upload_max_bytes")
-    if name != "allow_private_sources"
+    if name not in ("allow_private_sources", "gateway_port")
 }
 
 
@@ -149,6 +157,21 @@ def test_a_lease_must_outlive_the_longest_request():
     with pytest.raises(SettingsError, match="SEEDANCE_LEASE is 25 s"):
         load_settings({**given, "SEEDANCE_LEASE": "25"})
     assert load_settings({**given, "SEEDANCE_LEASE": "25.1"}).lease == 25.1
+
+
+def test_callbacks_go_over_tls_unless_the_provider_itself_does_not():
+    plain = {**NEEDED, "SEEDANCE_PUBLIC_URL": "http://gateway:8080"}
+    with pytest.raises(SettingsError, match=r"SEEDANCE_PUBLIC_URL is .* use https://"):
+        load_settings(plain)
+    simulated = {**plain, "SEEDANCE_API_BASE_URL": "http://simulator:8787"}
+    assert load_settings(simulated).public_url == "http://gateway:8080"
+
+
+def test_a_callbacks_address_fits_what_the_provider_takes():
+    longest = "https://h/" + "p" * 390
+    assert len(load_settings({**NEEDED, "SEEDANCE_PUBLIC_URL": longest}).public_url) == 400
+    with pytest.raises(SettingsError, match="has 401 characters; 400 are allowed"):
+        load_settings({**NEEDED, "SEEDANCE_PUBLIC_URL": longest + "p"})
 
 
 def test_polls_cannot_be_further_apart_at_least_than_at_most():

@@ -24,6 +24,7 @@ COMMANDS = {
     "migrate": "processes",
     "worker": "processes",
     "beat": "processes",
+    "gateway": "gateway",
     "simulator": "processes",
     "generate": "generate",
     "show": "show",

@@ -20,7 +20,7 @@ from worker.settings import load_settings, unknown_variables
 
 log = logging.getLogger("seedance")
 
-_LEVELS = click.Choice(["debug", "info", "warning", "error"], case_sensitive=False)
+LEVELS = click.Choice(["debug", "info", "warning", "error"], case_sensitive=False)
 _SAY_AGAIN = 15.0
 
 
@@ -56,7 +56,7 @@ def migrate(ctx: click.Context, *, check: bool, as_json: bool) -> None:
 
 @click.command()
 @click.option("-c", "--concurrency", type=click.IntRange(1, 1000), help="Threads (16).")
-@click.option("-l", "--log-level", type=_LEVELS, default="info", show_default=True)
+@click.option("-l", "--log-level", type=LEVELS, default="info", show_default=True)
 @click.option("-n", "--name", help="Name in Flower and `celery inspect` (seedance-PID@HOST).")
 @click.option("-Q", "--queues", help="Take only these queues, as in `celery worker -Q`.")
 def worker(concurrency: int | None, log_level: str, name: str | None, queues: str | None) -> None:
@@ -100,7 +100,7 @@ def worker(concurrency: int | None, log_level: str, name: str | None, queues: st
 
 
 @click.command()
-@click.option("-l", "--log-level", type=_LEVELS, default="info", show_default=True)
+@click.option("-l", "--log-level", type=LEVELS, default="info", show_default=True)
 def beat(log_level: str) -> None:
     """Run the clock of upkeep: reconcile, balance, pruning.
 

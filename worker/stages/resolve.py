@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from api_client import ApiError, Disposition
-from models import resolution, schedule, transitions, watch
+from models import callbacks, resolution, schedule, transitions, watch
 from models.lifecycle import IN_DOUBT, Observation, Status
 from models.resolution import Absent, Adopt, Undecided, Verdict
 from models.watch import InDoubt
@@ -22,7 +22,7 @@ from worker.crash_points import reached
 from worker.limiter import NoTokenError
 from worker.reading import ListReading, read_list, with_seeds
 from worker.runtime import Runtime
-from worker.stages import common
+from worker.stages import called_back, common
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,11 @@ def run(rt: Runtime, claims: Sequence[tuple[uuid.UUID, int]]) -> dict[uuid.UUID,
                 transitions.reschedule(
                     conn, one.case.generation_id, one.lease, seconds=one.settle_in
                 )
-    outcomes = {one.case.generation_id: Outcome.EARLY for one in found if not one.settled}
+    early = [one for one in found if not one.settled]
+    outcomes = {one.case.generation_id: Outcome.EARLY for one in early}
+    for one in early:
+        if called_back.adopted(rt, one.case.generation_id):
+            outcomes[one.case.generation_id] = Outcome.ADOPTED
     cases = [one for one in found if one.settled]
     if not cases:
         return outcomes
@@ -165,6 +169,9 @@ def _decide(rt: Runtime, one: InDoubt, verdict: Verdict) -> Outcome:
                     watch.flag_second(conn, generation_id, number, other)
                 log.info("generation %s adopts remote task %s", generation_id, task.task_id)
                 return Outcome.ADOPTED
+            case Absent() if callbacks.surely_sent(conn, generation_id):
+                _need_decision(conn, one, callbacks.WHY)
+                return Outcome.UNDECIDED
             case Absent():
                 moved = transitions.absent(
                     conn,
@@ -183,6 +190,15 @@ def _decide(rt: Runtime, one: InDoubt, verdict: Verdict) -> Outcome:
             case Undecided(why, task_ids):
                 _wait(conn, one, why, task_ids)
                 return Outcome.UNDECIDED
+
+
+def _need_decision(conn: Connection, one: InDoubt, why: str) -> None:
+    """It can't be otherwise by waiting; it is read on, slowly, as its task may still show."""
+    log.warning("generation %s can't be resolved: %s", one.case.generation_id, why)
+    transitions.need_attention(conn, one.case.generation_id, why)
+    transitions.reschedule(
+        conn, one.case.generation_id, one.lease, seconds=SLOW, failures=one.failures + 1
+    )
 
 
 def _wait(conn: Connection, one: InDoubt, why: str, task_ids: Sequence[str]) -> None:

@@ -7,9 +7,11 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from api_client import ApiError, Disposition, GenerationRequest, NotSent, Submitted
-from models import decisions, schedule, submission, transitions, watch
+from models import callbacks, decisions, schedule, submission, transitions, watch
+from models.callbacks import Address
 from models.lifecycle import Status
 from models.submission import Held, Intent
+from worker import callback_address
 from worker.crash_points import reached
 from worker.limiter import NoTokenError
 from worker.runtime import Runtime, waking_clock
@@ -49,28 +51,37 @@ def submit(rt: Runtime, row: common.Row) -> None:
 
     reached("submit.before_intent")
     started = waking_clock()
-    intent = _intend(rt, generation_id, lease)
+    secret = callback_address.draw(rt.settings, row.request)
+    intent = _intend(rt, generation_id, lease, secret)
     if intent is None:
         return
     reached("submit.after_intent")
     content = row.content if row.content is not None else row.request["content"]
-    request = GenerationRequest.model_validate(
-        {**row.request, "content": content, "seed": intent.seed}
-    )
+    body = {**row.request, "content": content, "seed": intent.seed}
+    if secret is not None:
+        to = Address(generation_id, intent.attempt, secret)
+        body["callback_url"] = callback_address.url(rt.settings, to)
+    request = GenerationRequest.model_validate(body)
     _post(rt, intent, request, started)
     reached("submit.after_result")
 
 
-def _intend(rt: Runtime, generation_id: uuid.UUID, lease: int) -> Intent | None:
+def _intend(rt: Runtime, generation_id: uuid.UUID, lease: int, secret: str | None) -> Intent | None:
     """The committed intent, or None if there is none. A COMMIT that fails raises: no POST."""
-    try:
+
+    def begin() -> Intent | Held:
+        digest = None if secret is None else callbacks.digest(secret)
         with rt.engine.begin() as conn:
-            result = submission.begin(conn, generation_id, lease, rt.settings.timing)
+            return submission.begin(
+                conn, generation_id, lease, rt.settings.timing, callback_digest=digest
+            )
+
+    try:
+        result = begin()
     except IntegrityError:
         # An equal generation took the fingerprint (or by chance the seed) in the same moment:
         # the second look finds it, and waits for it.
-        with rt.engine.begin() as conn:
-            result = submission.begin(conn, generation_id, lease, rt.settings.timing)
+        result = begin()
     if isinstance(result, Held):
         log.info("generation %s is not submitted: %s", generation_id, result.why)
         return None
@@ -142,6 +153,8 @@ def record_answer(rt: Runtime, intent: Intent, answer: Submitted) -> None:
                 0, shortest=rt.settings.poll_min, longest=rt.settings.poll_max
             ),
         )
+        if rt.settings.public_url:
+            callbacks.catch_up(conn, intent.generation_id, intent.attempt)
         if moved is None and not _known(conn, answer.task_id):
             log.error(
                 "generation %s has a second remote task, %s, of attempt %d",
@@ -181,7 +194,7 @@ def _refused(rt: Runtime, intent: Intent, error: ApiError) -> None:
                     intent.generation_id,
                     intent.attempt,
                     code=error.code or f"HTTP_{error.http_status}",
-                    message=error.message,
+                    message=callback_address.hidden(error.message),
                 )
 
         case Disposition.RETRY | Disposition.HOLD:
@@ -207,8 +220,10 @@ def _refused(rt: Runtime, intent: Intent, error: ApiError) -> None:
                 error,
             )
 
+            why = callback_address.hidden(str(error))[:300]
+
             def write(conn: Connection) -> None:
-                _doubt(conn, intent, str(error)[:300], error.code or None)
+                _doubt(conn, intent, why, error.code or None)
 
     common.surely(rt.engine, write, within=rt.settings.lease)
 
@@ -220,5 +235,6 @@ def _in_trouble(rt: Runtime) -> bool:
 
 
 def _doubt(conn: Connection, intent: Intent, why: str, code: str | None) -> None:
-    # due_at is settle_at already, from the intent.
+    # due_at is settle_at already, from the intent; a callback tells sooner.
     transitions.doubt(conn, intent.generation_id, intent.attempt, why=why, code=code)
+    callbacks.catch_up(conn, intent.generation_id, intent.attempt)
