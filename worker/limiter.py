@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from limits import RateLimitItem, parse
 from limits.storage import MemoryStorage, storage_from_string
-from limits.strategies import MovingWindowRateLimiter
+from limits.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Limiter:
         self._item: RateLimitItem = parse(rate)
         self._local = MovingWindowRateLimiter(MemoryStorage())
         self._url = broker_url if broker_url.startswith(("redis://", "rediss://")) else None
-        self._shared: MovingWindowRateLimiter | None = None
+        self._shared: SlidingWindowCounterRateLimiter | None = None
         self._shared_from = 0.0
         self._clock = clock
         self._sleep = sleep
@@ -66,8 +66,10 @@ class Limiter:
                 )
         return self._local.hit(self._item, _KEY)
 
-    def _connect(self, url: str) -> MovingWindowRateLimiter:
+    def _connect(self, url: str) -> SlidingWindowCounterRateLimiter:
         if self._shared is None:
             storage = storage_from_string(url, socket_timeout=2, socket_connect_timeout=1)
-            self._shared = MovingWindowRateLimiter(storage)
+            # Counted by the store's clock alone: by stamps of the workers', as a moving window
+            # keeps them, one that is ahead would take every token from those that are right.
+            self._shared = SlidingWindowCounterRateLimiter(storage)
         return self._shared

@@ -47,6 +47,12 @@ class BrokerTap:
         self._send(old)
         return len(old)
 
+    def reset(self) -> None:
+        """Forget what was overheard."""
+        self.twice = False
+        self.repeated = 0
+        self.seen = []
+
     def _send(self, messages: list[tuple[str, bytes]]) -> None:
         client = redis.Redis.from_url(self.url, socket_timeout=5, socket_connect_timeout=3)
         with contextlib.suppress(redis.RedisError), client:

@@ -162,6 +162,23 @@ def draw(seed: int, n: int, *, faults_end: float | None = None) -> Plan:
 # --- what is asked for -------------------------------------------------------------------------
 
 
+SUBMIT_WISHES = (
+    "lost",
+    "drop_before",
+    f"delay_before:{LATE:g}",
+    f"delay_after:{LATE:g}",
+    "null_result",
+    "no_task_id",
+    "cut_json",
+    "garbage",
+    "unknown_status",
+)
+"""What befalls the first submit of some requests, whenever that comes. Nothing that closes a gate
+for all: that belongs to spells, which end."""
+GET_WISHES = ("not_found*2", "backwards*2", "unknown_status", "cut_json", "null_result", "lost")
+"""What befalls the first looks at some tasks."""
+
+
 def _orders(rng: random.Random, n: int, spread: float) -> tuple[Order, ...]:
     shared = max(2, n // 12)
     groups = max(1, n // 25)
@@ -170,6 +187,10 @@ def _orders(rng: random.Random, n: int, spread: float) -> tuple[Order, ...]:
 
 def _order(rng: random.Random, number: int, spread: float, shared: int, groups: int) -> Order:
     wishes = {"seconds": str(rng.randint(60, 400))}
+    if rng.random() < 0.35:
+        wishes["submit"] = rng.choice(SUBMIT_WISHES)
+    if rng.random() < 0.2:
+        wishes["get"] = rng.choice(GET_WISHES)
     kind = rng.choices(
         ["plain", "reference", "equal", "refused", "fails", "broker", "deadline"],
         [34, 24, 10, 7, 9, 10, 6],
@@ -247,8 +268,8 @@ OTHER: tuple[Fault, ...] = (
     ("submit", "unknown_fields", {}),
     ("submit", "int_code", {}),
     ("submit", "rate_limited", {"retry_after": "1"}),
+    ("submit", "service_busy", {}),
     ("*", "service_busy", {"retry_after": "1"}),
-    ("*", "service_busy", {}),
     ("*", "bare", {"status": 502}),
     ("get", "not_found", {"younger_than": 2.5}),
     ("get", "backwards", {}),
@@ -341,7 +362,8 @@ def _submit_faults(rng: random.Random) -> list[Act]:
 
 
 def _other_faults(rng: random.Random) -> list[Act]:
-    return [_fault(fault, rng.choice([0.2, 0.5])) for fault in OTHER]
+    # What befalls every call closes gates, behind which nothing else could happen.
+    return [_fault(f, 0.15 if f[0] == "*" else rng.choice([0.2, 0.5])) for f in OTHER]
 
 
 def _habits(rng: random.Random, length: float) -> list[Act]:

@@ -77,10 +77,18 @@ def run(plan: Plan, folder: Path, *, patience: float = PATIENCE) -> Outcome:
             left,
             wrong,
             died_at=chaos.strikes.died_at(),
-            seconds_to_rest=None if rested is None else max(0.0, rested - calm_at),
+            seconds_to_rest=_since_last_fault(left, calm_at, rested),
             seconds=time.monotonic() - began,
         )
     return Outcome(plan, left, wrong, report)
+
+
+def _since_last_fault(left: records.Records, calm_at: float, rested: float | None) -> float | None:
+    """Some requests carry their fault along, and meet it after everything else is mended."""
+    if rested is None:
+        return None
+    met = [request["time"] for request in left.requests if request["fault"]]
+    return max(0.0, rested - max(calm_at, *met, 0.0))
 
 
 class _Run:

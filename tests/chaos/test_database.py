@@ -1,0 +1,78 @@
+"""The database dies, hangs up, gives up statements, refuses commits: nothing is lost or twice."""
+
+import pytest
+
+from tests.chaos import database_faults
+from tests.chaos.conftest import Arena, MakeArena
+
+
+def test_immediate_shutdown_and_restart_under_load(shared_arena: Arena):
+    before = len(shared_arena.sim.submits())
+    shared_arena.ask_mixed(12)
+    for count in (2, 6):
+        shared_arena.submitted(before + count)
+        shared_arena.strikes.database_dies()
+    shared_arena.at_rest()
+    shared_arena.check()
+
+
+def test_connections_are_cut_again_and_again(shared_arena: Arena):
+    before = len(shared_arena.sim.submits())
+    shared_arena.ask_mixed(8)
+    cut = 0
+    for count in range(1, 6):
+        shared_arena.submitted(before + count)
+        cut += database_faults.cut_connections(shared_arena.url)
+    assert cut >= 10
+    shared_arena.at_rest()
+    shared_arena.check()
+
+
+@pytest.mark.parametrize("how", ["statements", "commits"])
+def test_writes_fail(how: str, shared_arena: Arena):
+    """By `statement_timeout`, and by a serialisation failure that shows at COMMIT."""
+    before = len(shared_arena.sim.submits())
+    with database_faults.failing(shared_arena.url, how, 0.3):
+        shared_arena.sql("SET lock_timeout = '5s'")
+        _ask_stubbornly(shared_arena, 8)
+        shared_arena.submitted(before + 4)
+    shared_arena.at_rest()
+    shared_arena.check()
+
+
+def _ask_stubbornly(arena: Arena, count: int) -> None:
+    """Producers try again, too."""
+    from sqlalchemy.exc import OperationalError
+
+    for _ in range(count):
+        while True:
+            try:
+                arena.ask(1)
+                break
+            except OperationalError:
+                arena.orders.pop()
+
+
+def test_a_statement_that_waits_too_long_is_given_up(make_arena: MakeArena):
+    """A lock that somebody holds for longer than `lock_timeout`: work waits, and goes on."""
+    arena = make_arena()
+    arena.workers(1)
+    arena.ask_mixed(6)
+    arena.submitted(2)
+    with database_faults.connect(arena.url) as conn, conn.transaction():
+        conn.execute("LOCK TABLE generations IN ACCESS EXCLUSIVE MODE")
+        conn.execute("SELECT pg_sleep(11)")
+    arena.at_rest()
+    assert "LockNotAvailable" in arena.fleet.workers[0].text()
+    arena.check()
+
+
+def test_a_worker_whose_transactions_are_serializable(make_arena: MakeArena):
+    arena = make_arena()
+    serializable = database_faults.add_serializable_user(arena.url)
+    for _ in range(2):
+        arena.fleet.add_worker(SEEDANCE_DATABASE_URL=serializable)
+    arena.workers(1)
+    arena.ask_mixed(16)
+    arena.at_rest()
+    arena.check()
