@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import redis
 
 QUEUES = ("seedance.stages", "celery", "seedance.upkeep")
-_COMMAND = re.compile(rb'^\+\d+\.\d+ \[[^\]]*\] "lpush" "([^"]+)" "((?:[^"\\]|\\.)*)"', re.I)
+_COMMAND = re.compile(rb'^\+\d+\.\d+ \[(\d+) [^\]]*\] "lpush" "([^"]+)" "((?:[^"\\]|\\.)*)"', re.I)
 _ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|.)")
 _PLAIN = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"a": b"\a", b"b": b"\b"}
 MOST_KEPT = 5_000
@@ -24,6 +24,7 @@ class BrokerTap:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self._db = int(urlsplit(url).path.strip("/") or 0)
         self.twice = False
         """Whether each message is sent again as soon as it is seen."""
         self.repeated = 0
@@ -46,12 +47,6 @@ class BrokerTap:
         old = old[int(len(old) * (1 - share)) :]
         self._send(old)
         return len(old)
-
-    def reset(self) -> None:
-        """Forget what was overheard."""
-        self.twice = False
-        self.repeated = 0
-        self.seen = []
 
     def _send(self, messages: list[tuple[str, bytes]]) -> None:
         client = redis.Redis.from_url(self.url, socket_timeout=5, socket_connect_timeout=3)
@@ -82,7 +77,7 @@ class BrokerTap:
                 if not chunk:
                     return
                 *lines, rest = (rest + chunk).split(b"\r\n")
-                self._take([m for line in lines if (m := _message(line)) is not None])
+                self._take([m for line in lines if (m := _message(line, self._db)) is not None])
 
     def _take(self, messages: list[tuple[str, bytes]]) -> None:
         fresh = [m for m in messages if m[1] not in self._ours]
@@ -91,12 +86,12 @@ class BrokerTap:
             self._send(fresh)
 
 
-def _message(line: bytes) -> tuple[str, bytes] | None:
-    """The queue and the payload, if the line is a message's publishing."""
+def _message(line: bytes, db: int) -> tuple[str, bytes] | None:
+    """The queue and the payload, if the line is a message's publishing in that database."""
     found = _COMMAND.match(line)
-    if found is None or (queue := found[1].decode()) not in QUEUES:
+    if found is None or int(found[1]) != db or (queue := found[2].decode()) not in QUEUES:
         return None
-    return queue, _ESCAPE.sub(_unescape, found[2])
+    return queue, _ESCAPE.sub(_unescape, found[3])
 
 
 def _unescape(found: re.Match[bytes]) -> bytes:

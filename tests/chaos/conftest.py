@@ -1,5 +1,6 @@
 """One strike at a time: real servers that may be killed, shared by the tests of this folder."""
 
+import itertools
 import os
 import random
 import time
@@ -71,12 +72,13 @@ class Arena:
         postgres: EmbeddedPostgres,
         valkey: EmbeddedValkey,
         sim: simulator.Simulator,
-        tap: BrokerTap,
         folder: Path,
         settings: Mapping[str, str],
     ) -> None:
         self.sim = sim
-        self.tap = tap
+        # A database of its own in the broker as well, so that no arena takes another's messages.
+        self.broker_url = valkey.url(next(_broker_db) % 15 + 1)
+        self.tap = BrokerTap(self.broker_url).__enter__()
         self.journal = Journal()
         self.folder = folder
         self.orders: list[Order] = []
@@ -91,7 +93,7 @@ class Arena:
         self.env = {
             **TIMES,
             "SEEDANCE_DATABASE_URL": self.url,
-            "SEEDANCE_BROKER_URL": valkey.url(),
+            "SEEDANCE_BROKER_URL": self.broker_url,
             "SEEDANCE_API_KEY": sim.api_key,
             "SEEDANCE_API_BASE_URL": sim.url,
             "SEEDANCE_MEDIA_ROOTS": str(self.media),
@@ -104,7 +106,7 @@ class Arena:
             postgres,
             valkey,
             sim,
-            tap,
+            self.tap,
             self.url,
             {},
             self.journal,
@@ -202,9 +204,11 @@ class Arena:
 
     def close(self) -> None:
         self.fleet.stop()
+        self.tap.__exit__()
         self.engine.dispose()
 
 
+_broker_db = itertools.count()
 MakeArena = Callable[..., Arena]
 
 
@@ -221,16 +225,15 @@ def arenas(
     config = simulator.Config(
         api_keys=["sk-chaos-arena-77d1"], credits=ENOUGH_CREDITS, speed=100, random_seed=1
     )
-    with simulator.serve(config) as sim, BrokerTap(own_valkey.url()) as tap:
+    with simulator.serve(config) as sim:
 
         def make(**settings: str) -> Arena:
             for arena in made:
                 arena.close()
             sim.reset(**config.model_dump(mode="json"))
             own_valkey.start()
-            tap.reset()
             folder = tmp_path_factory.mktemp("arena")
-            made.append(Arena(forks, own_postgres, own_valkey, sim, tap, folder, settings))
+            made.append(Arena(forks, own_postgres, own_valkey, sim, folder, settings))
             return made[-1]
 
         yield make

@@ -65,7 +65,9 @@ def _fail(
                 if constraint
                 else f"CREATE TRIGGER {name} BEFORE INSERT OR UPDATE ON {table}"
             )
-            conn.execute(f"{when} FOR EACH ROW EXECUTE FUNCTION {name}()")
+            # A constraint is of rows; what times out is a statement.
+            each = "ROW" if constraint else "STATEMENT"
+            conn.execute(f"{when} FOR EACH {each} EXECUTE FUNCTION {name}()")
 
 
 def mend(url: str) -> None:

@@ -15,16 +15,9 @@ from models.lifecycle import TERMINAL, TRANSITIONS, Event, Note, Status
 from tests.chaos.records import Records, Row, number_of
 
 BIRTHS = {Event.ACCEPT: Status.ACCEPTED, Event.REJECT: Status.FAILED}
-SPOILS_UPLOADS = frozenset(
-    {
-        "kill -9",
-        "kill -9 of all",
-        "kill -9 of a pool process",
-        "died at a crash point",
-        "database restarted at once",
-    }
-)
-"""What can part a PUT from the commit that records it; see `uploaded_once`."""
+SPOILS_UPLOADS = frozenset({"kill -9 of a pool process", "database restarted at once"})
+"""What can part a PUT from the commit that records it, besides any death of a worker; see
+`uploaded_once`."""
 AROUND = 3.0
 """Seconds between a PUT and its commit on a machine that is very busy."""
 
@@ -157,8 +150,8 @@ def uploaded_once(records: Records) -> Iterator[Broken]:
     `models.uploads.claim` gives the bytes to one generation under one lease; whoever finds the
     claim's end passed without a `file_path` sends them again, and cannot know better: storage takes
     no questions. So: of the same bytes one upload is recorded; each other stored one has a
-    disturbance that can part a PUT from its commit (`SPOILS_UPLOADS`) just then, or its own answer
-    was spoilt. A repeated PUT to the same path needs a spoilt answer, too.
+    disturbance that can part a PUT from its commit (a death, `SPOILS_UPLOADS`) just then, or its
+    own answer was spoilt. A repeated PUT to the same path needs a spoilt answer, too.
     """
     recorded = {
         event["detail"]["file_path"]
@@ -214,7 +207,8 @@ def _disturbed(records: Records, path: str) -> bool:
     return any(
         note.at - AROUND <= at <= note.until + 0.5
         for note in records.journal.notes
-        if note.kind in SPOILS_UPLOADS
+        # The supervisor tells of every death, also of those at crash points.
+        if note.kind in SPOILS_UPLOADS or (note.kind == "restart" and "with -9" in note.detail)
         for at in times
     )
 

@@ -139,7 +139,7 @@ def timeline(records: Records, number: int) -> list[str]:
     told += [
         (note.at, "chaos", f"{note.kind} {note.detail}")
         for note in records.journal.notes
-        if note.kind != "waits in silence"
+        if note.kind not in ("waits in silence", "producer")
     ]
     order = next((o for o in records.orders if o.number == number), None)
     head = [f"--- <{number:04d}> {order}"]

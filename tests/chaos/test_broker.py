@@ -69,7 +69,7 @@ def test_a_message_of_a_bare_client_survives_the_broker_and_its_worker(shared_ar
     mark = shared_arena.fleet.crash_at(shared_arena.fleet.workers[0], "accept.before_commit")
     shared_arena.fleet.workers[1].once = dict(shared_arena.fleet.workers[0].once)
     shared_arena.strikes.kill_all_workers()
-    with Celery("elsewhere", broker=shared_arena.valkey.url()) as app:
+    with Celery("elsewhere", broker=shared_arena.broker_url) as app:
         app.send_task("seedance.generate", task_id=str(generation_id), kwargs={"request": request})
     wait_for(mark.exists, "a worker died of it")
     shared_arena.strikes.broker_dies()

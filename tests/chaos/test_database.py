@@ -28,14 +28,22 @@ def test_connections_are_cut_again_and_again(shared_arena: Arena):
     shared_arena.check()
 
 
-@pytest.mark.parametrize("how", ["statements", "commits"])
-def test_writes_fail(how: str, shared_arena: Arena):
+@pytest.mark.parametrize(
+    ("how", "share", "error"),
+    [("statements", 0.1, "QueryCanceled"), ("commits", 0.05, "SerializationFailure")],
+)
+def test_writes_fail(how: str, share: float, error: str, shared_arena: Arena):
     """By `statement_timeout`, and by a serialisation failure that shows at COMMIT."""
+
+    def errors() -> int:
+        return sum(worker.text().count(error) for worker in shared_arena.fleet.workers)
+
     before = len(shared_arena.sim.submits())
-    with database_faults.failing(shared_arena.url, how, 0.3):
-        shared_arena.sql("SET lock_timeout = '5s'")
+    with database_faults.failing(shared_arena.url, how, share):
         _ask_stubbornly(shared_arena, 8)
-        shared_arena.submitted(before + 4)
+        shared_arena.submitted(before + 3)
+        while errors() < 3:
+            _ask_stubbornly(shared_arena, 1)
     shared_arena.at_rest()
     shared_arena.check()
 
