@@ -117,6 +117,27 @@ def credits_are_equal(records: Records) -> Iterator[Broken]:
         yield Broken(f"completed rows cost {completed}, the account paid {records.used_credits}")
 
 
+def the_ledger_balances(records: Records) -> Iterator[Broken]:
+    """Each charge of the provider is booked once, and nothing stays reserved for what has ended."""
+    numbers = {row.id: row.number for row in records.rows}
+    booked: dict[str, Decimal] = defaultdict(Decimal)
+    reserved: dict[int, Decimal] = defaultdict(Decimal)
+    ended = {row.number for row in records.rows if Status(row.status) in TERMINAL}
+    for entry in records.ledger:
+        number = numbers.get(entry["generation_id"], -1)
+        if entry["kind"] == "charged":
+            booked[entry["remote_task_id"]] += entry["amount"]
+        elif entry["kind"] in ("reserved", "released"):
+            reserved[number] += entry["amount"] * (1 if entry["kind"] == "reserved" else -1)
+    for task in records.tasks:
+        if booked[task["task_id"]] != Decimal(task["charged"]):
+            what = f"{booked[task['task_id']]} booked, {task['charged']} charged"
+            yield Broken(what, number_of(task["body"]))
+    for number, left in reserved.items():
+        if number in ended and left:
+            yield Broken(f"{left} are still reserved", number)
+
+
 def histories_are_allowed(records: Records) -> Iterator[Broken]:
     """Events form a path of `TRANSITIONS` from the row's birth to its status."""
     for row in records.rows:
@@ -263,6 +284,7 @@ CHECKS: tuple[Check, ...] = (
     no_orphans,
     ends_agree,
     credits_are_equal,
+    the_ledger_balances,
     histories_are_allowed,
     uploaded_once,
     nothing_leaks,

@@ -46,6 +46,7 @@ class Records:
     """Number of an order → id of its generation, as far as its producer knows."""
     rows: Sequence[Row]
     strays: Sequence[Mapping[str, Any]]
+    ledger: Sequence[Mapping[str, Any]]
     tasks: Sequence[Mapping[str, Any]]
     submits: Sequence[Mapping[str, Any]]
     uploads: Sequence[Mapping[str, Any]]
@@ -118,6 +119,7 @@ def read(
     """Everything there is to be known after a run."""
     with engine.connect() as conn:
         strays = [dict(row) for row in conn.execute(text("SELECT * FROM stray_tasks")).mappings()]
+        ledger = [dict(r) for r in conn.execute(text("SELECT * FROM ledger_entries")).mappings()]
         rejected = conn.execute(text("SELECT count(*) FROM rejected_messages")).scalar_one()
     requests = sim.requests(log=20_000)
     account = next(a for a in sim.accounts() if a["api_key"] == sim.api_key)
@@ -126,6 +128,7 @@ def read(
         dict(ids),
         read_rows(engine),
         strays,
+        ledger,
         sim.tasks(origin="submit"),
         sim.submits(),
         sim.uploads(),
