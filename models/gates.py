@@ -184,15 +184,26 @@ def take_probe(conn: Connection, *, every: float) -> list[GateName]:
 
 
 def record_balance(
-    conn: Connection, *, total: Decimal, used: Decimal, remain: Decimal
+    conn: Connection,
+    *,
+    total: Decimal,
+    used: Decimal,
+    remain: Decimal,
+    asked_at: datetime | None = None,
 ) -> list[GateName]:
     """Keep what the provider says of the account; returns the gates that this opened.
 
-    An answered balance shows that the key is good; enough credits for what was refused open
-    the credit gate.
+    `asked_at`, by the database's clock: a charge that was recorded before it is in the answer;
+    one that was recorded since may not be. An answered balance shows that the key is good; enough
+    credits for what was refused open the credit gate.
     """
     conn.execute(
-        _balances.insert().values(total_credits=total, used_credits=used, remain_credits=remain)
+        _balances.insert().values(
+            at=func.now() if asked_at is None else asked_at,
+            total_credits=total,
+            used_credits=used,
+            remain_credits=remain,
+        )
     )
     opened = [GateName.API_KEY] if open_(conn, GateName.API_KEY) else []
     refused = conn.execute(

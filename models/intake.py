@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import CTE, ColumnElement, Connection, func, literal, select
 from sqlalchemy.dialects.postgresql import insert
 
-from models import ledger, schedule
+from models import budgets, ledger, schedule
 from models.base import table_of
 from models.ledger.booking import NEEDED
 from models.lifecycle import Event, Status
@@ -52,15 +52,34 @@ class Accepted:
 def accept(conn: Connection, new: NewGeneration) -> Accepted:
     """Store a request, or find the row that it made before.
 
-    Raises IdempotencyConflict where the id or the key stands for a different request.
+    Raises IdempotencyConflict where the id or the key stands for a different request, and
+    BudgetExceeded.
     """
     return accept_many(conn, [new])[0]
 
 
 def accept_many(conn: Connection, requests: Sequence[NewGeneration]) -> list[Accepted]:
-    """Store many requests in one statement; the answers are in the order of `requests`."""
+    """Store many requests in one statement; the answers are in the order of `requests`.
+
+    Raises BudgetExceeded where a tenant's budget does not cover what is new of its: none is
+    stored then.
+    """
     if not requests:
         return []
+    if not budgets.hold(conn, {new.tenant for new in requests}):
+        return _store(conn, requests)
+    # Undone where it is refused, whatever the caller makes of its transaction then.
+    with conn.begin_nested():
+        accepted = _store(conn, requests)
+        costs: dict[str, Decimal] = {}
+        for new, stored in zip(requests, accepted, strict=True):
+            if stored.created:
+                costs[new.tenant] = costs.get(new.tenant, Decimal(0)) + new.estimated_cost
+        budgets.check(conn, costs)
+        return accepted
+
+
+def _store(conn: Connection, requests: Sequence[NewGeneration]) -> list[Accepted]:
     made = (
         insert(_generations)
         # In one order everywhere: two batches with the same keys must not wait for each other.

@@ -6,7 +6,7 @@ the worker dies, the row is simply due again then. A stage writes only while it 
 
 import random
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
@@ -17,6 +17,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from models import transitions
 from models.base import table_of
+from models.credit import Purse
 from models.lifecycle import IN_DOUBT, LIVE, Status
 from models.tables import LIVE_SQL, Generation, LearnedLimit
 from models.transitions import in_seconds
@@ -121,14 +122,14 @@ _WAITING = text(
         SELECT tenant, count(*) AS n FROM generations
         WHERE {LIVE_SQL} AND attention IS NULL GROUP BY tenant
     )
-    SELECT c.id, c.fingerprint, c.created_at
+    SELECT c.id, c.fingerprint, c.created_at, t.tenant, c.estimated_cost
     FROM tenants t
     LEFT JOIN busy b USING (tenant)
     CROSS JOIN LATERAL (
-        SELECT w.id, w.fingerprint, w.priority, w.created_at,
+        SELECT w.id, w.fingerprint, w.priority, w.created_at, w.estimated_cost,
                row_number() OVER (ORDER BY w.priority DESC, w.created_at) AS turn
         FROM (
-            SELECT id, fingerprint, priority, created_at FROM generations g
+            SELECT id, fingerprint, priority, created_at, estimated_cost FROM generations g
             WHERE g.status = 'accepted' AND g.tenant = t.tenant AND g.due_at <= now()
               AND (CAST(:ceiling AS numeric) IS NULL OR g.estimated_cost <= :ceiling)
             ORDER BY g.priority DESC, g.created_at
@@ -159,11 +160,13 @@ def admit(
     max_in_flight: int,
     lease_seconds: float,
     ceiling: Decimal | None,
+    open_purse: Callable[[Connection], Purse] | None = None,
 ) -> list[Claim]:
     """Let waiting generations into free slots: by priority, then by turns between tenants.
 
-    `ceiling` bounds the estimated cost while the credit gate is closed. One process admits at a
-    time; another finds the lock taken and gets an empty list. A generation whose fingerprint
+    `ceiling` bounds the estimated cost while the credit gate is closed; `open_purse` is asked,
+    under the lock and only if something waits, for what may be spent at all. One process admits
+    at a time; another finds the lock taken and gets an empty list. A generation whose fingerprint
     another holds, or an older one waits for, stays accepted and shows `blocked_by`.
     """
     locked = conn.execute(select(func.pg_try_advisory_xact_lock(_ADMISSION_LOCK))).scalar_one()
@@ -173,11 +176,17 @@ def admit(
     free = min(limit, max_in_flight - in_flight(conn))
     claims: list[Claim] = []
     looking = free
+    purse: Purse | None = None
     for _ in range(_ADMISSION_ROUNDS):
         if free <= 0:
             break
         waiting = conn.execute(_WAITING, {"free": looking, "ceiling": ceiling}).all()
         chosen = _unblocked(conn, waiting)[:free]
+        if waiting and open_purse is not None:
+            purse = purse or open_purse(conn)
+            # What can't be paid is not asked for again; behind it others may wait that can.
+            chosen = purse.take(conn, [row for row in waiting if row.id in chosen])
+            ceiling = purse.ceiling(ceiling)
         claims += _admitted(conn, chosen, lease_seconds=lease_seconds)
         if len(waiting) < looking:
             break

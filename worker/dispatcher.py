@@ -6,17 +6,20 @@ claimed with SKIP LOCKED, and one of them admits at a time. It knows Celery only
 
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 import psycopg
 from sqlalchemy import Connection, make_url
 
-from models import gates, schedule, transitions
+from models import credit, gates, schedule, transitions
+from models.credit import Purse, Senior
 from models.schedule import Claim, Stage
 from worker.crash_points import reached
 from worker.runtime import Runtime
@@ -26,6 +29,12 @@ log = logging.getLogger(__name__)
 
 RELAX_EVERY = 30.0
 """Seconds without a refusal after which a learned limit grows by one."""
+
+FIRST_BALANCE = 5.0
+"""Seconds that work waits, at most, for the first answer to what the account holds."""
+
+TELL_EVERY = 2.0
+"""Seconds between two looks at who waits for credits."""
 
 FORGET_GATES = 600.0
 """Seconds after which an open gate forgets how often it was closed."""
@@ -68,6 +77,11 @@ class Dispatcher:
         self._stop = threading.Event()
         self._failures = 0
         self._relaxed = 0.0
+        self._purse: Purse | None = None
+        self._senior: Senior | None = None
+        self._short = False
+        self._told = self._asked = -math.inf
+        self._unknown_since: float | None = None
         heartbeat = os.environ.get("SEEDANCE_HEARTBEAT_FILE")
         self._heartbeat = Path(heartbeat) if heartbeat else None
 
@@ -125,6 +139,7 @@ class Dispatcher:
             due = schedule.claim_due(conn, room, lease_seconds=settings.lease)
         due = self._without_poison(due)
         admitted = self._admit(room - len(due))
+        self._look_after_credits()
         claims = due + admitted
         if claims:
             reached("dispatch.after_claim")
@@ -165,7 +180,38 @@ class Dispatcher:
                 max_in_flight=schedule.learned_limit(conn, settings.max_in_flight),
                 lease_seconds=settings.lease,
                 ceiling=gates.sending(conn).ceiling,
+                open_purse=self._open_purse,
             )
+
+    def _open_purse(self, conn: Connection) -> Purse:
+        """What may be spent now. Until the provider has told the balance once, nothing, for some
+        seconds at most: a provider that doesn't tell it must not stop everything.
+        """
+        if not self._rt.settings.check_balance:
+            return Purse(None)
+        self._purse = Purse(credit.funds(conn), self._senior)
+        if self._purse.unknown:
+            self._unknown_since = self._unknown_since or time.monotonic()
+            if time.monotonic() - self._unknown_since < FIRST_BALANCE:
+                self._purse.left = Decimal(0)
+        return self._purse
+
+    def _look_after_credits(self) -> None:
+        """Where credits are short: who waits says so, and the balance is read again, sparingly."""
+        purse, self._purse = self._purse, None
+        if purse is not None and (purse.refused or purse.unknown):
+            self._short = True
+        if not self._short or time.monotonic() - self._told < TELL_EVERY:
+            return
+        self._told = time.monotonic()
+        with self._rt.engine.begin() as conn:
+            told = credit.tell(conn)
+        self._senior, self._short = told.senior, told.anybody
+        every = self._rt.settings.probe_every
+        stale = told.age is None or told.age > every
+        if stale and time.monotonic() - self._asked > every:
+            self._asked = time.monotonic()
+            self._broker.probe()
 
     def _relax(self, conn: Connection) -> None:
         if time.monotonic() - self._relaxed < RELAX_EVERY / 2:

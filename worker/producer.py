@@ -19,17 +19,19 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
 from api_client import GenerationRequest, InvalidRequest
-from models import intake, reads, schedule, transitions
+from models import budgets, intake, reads, schedule, transitions
+from models.budgets import BudgetExceeded, BudgetView, Room
 from models.database import make_engine
 from models.intake import IdempotencyConflict
 from models.reads import GenerationView
-from worker.requests import new_generation
+from worker.requests import check_request, new_generation
 from worker.settings import SettingsError
 
 BATCH = 1_000
@@ -86,8 +88,9 @@ def enqueue(
     `priority`: higher goes first. With an `idempotency_key` (unique per tenant) a repeated call
     returns the first call's id. `deadline`: not submitted by then, it ends `expired`.
 
-    Raises InvalidRequest (field, value, bound) and IdempotencyConflict (the key was used for a
-    different request); nothing is stored then.
+    Raises InvalidRequest (field, value, bound), IdempotencyConflict (the key was used for a
+    different request) and BudgetExceeded (the tenant's budget does not cover it); nothing is
+    stored then.
     """
     new = new_generation(
         request,
@@ -116,7 +119,7 @@ def enqueue_many(
     """Store many requests in one transaction: all or none. Ids are in the order of `requests`.
 
     `idempotency_keys`, where given, has one key for each request. A refused request is named by
-    its place: InvalidRequest for `requests[3].duration`.
+    its place: InvalidRequest for `requests[3].duration`. BudgetExceeded speaks of them all.
     """
     listed = list(requests)
     if idempotency_keys is not None and len(idempotency_keys) != len(listed):
@@ -147,6 +150,22 @@ def enqueue_many(
             for batch in _batched(new, BATCH)
             for accepted in intake.accept_many(conn, batch)
         ]
+
+
+def estimate(request: Request) -> Decimal:
+    """What a request will cost in credits, by the provider's price list; stores and asks nothing.
+
+    The provider's own figure may differ by its rounding. Raises InvalidRequest.
+    """
+    return check_request(request).estimated_cost
+
+
+def budgets_of(
+    tenant: str | None = None, *, session: Session | Connection | None = None
+) -> list[Room]:
+    """The budgets, of one tenant if it is named, with what is spent and left of each."""
+    with _connection(session) as conn:
+        return budgets.rooms(conn, None if tenant is None else [tenant])
 
 
 def cancel(
@@ -184,13 +203,18 @@ def _batched(items: Sequence[_T], size: int) -> Iterator[list[_T]]:
 
 
 __all__ = [
+    "BudgetExceeded",
+    "BudgetView",
     "GenerationRequest",
     "GenerationView",
     "IdempotencyConflict",
     "InvalidRequest",
+    "Room",
     "UnknownGenerationError",
+    "budgets_of",
     "cancel",
     "enqueue",
     "enqueue_many",
+    "estimate",
     "get",
 ]

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from api_client import ContentItem, GenerationRequest, InvalidRequest, estimate_cost
 from models import storable
+from models.budgets import BudgetView, Period, Policy
 from models.intake import NewGeneration
 from models.tables import DEFAULT_TENANT
 
@@ -27,6 +28,7 @@ SOURCES = ("path:", "https://", "http://", "s3://")
 MAX_REQUEST_BYTES = 256 * 1024
 MAX_METADATA_BYTES = 64 * 1024
 _MAX_NAME = 200
+_SMALLEST = Decimal("0.0001")
 _PRIORITY = 32_767
 _DEPTH = 100
 
@@ -112,6 +114,36 @@ def new_generation(
         metadata=None if metadata is None else dict(metadata),
         deadline=deadline,
     )
+
+
+def new_budget(tenant: str, period: str, amount: str | Decimal, policy: str) -> BudgetView:
+    """Check a budget. Raises InvalidRequest."""
+    if policy not in list(Policy):
+        raise InvalidRequest("policy", policy, " or ".join(Policy))
+    checked = _name("tenant", tenant)
+    if checked is None:
+        raise InvalidRequest("tenant", tenant, "the name of a tenant")
+    return BudgetView(checked, check_period(period), _amount(amount), Policy(policy))
+
+
+def check_period(period: str) -> Period:
+    """A period by its name. Raises InvalidRequest."""
+    if period not in list(Period):
+        raise InvalidRequest("period", period, ", ".join(Period))
+    return Period(period)
+
+
+def _amount(given: str | Decimal) -> Decimal:
+    try:
+        amount = Decimal(given)
+    except (ArithmeticError, ValueError):
+        amount = Decimal("NaN")
+    kept = amount.is_finite() and 0 <= amount < storable.MOST_CREDITS
+    if not kept or amount != amount.quantize(_SMALLEST):
+        raise InvalidRequest(
+            "amount", given, f"credits from 0 to under {storable.MOST_CREDITS}, of 4 decimals"
+        )
+    return amount
 
 
 def _name(field: str, value: Any) -> str | None:

@@ -96,6 +96,11 @@ class Settings(BaseSettings):
         300.0, description="How often beat reconciles against the provider's task list."
     )
     balance_every: Seconds = Field(120.0, description="How often beat records the balance.")
+    check_balance: bool = Field(
+        True,
+        description="Whether a generation is let in only if the balance, less what is under way,"
+        " covers its estimate. Without it parallel work can overdraw the account.",
+    )
     max_in_flight: int = Field(
         50, ge=1, description="How many generations may be past admission and not ended."
     )

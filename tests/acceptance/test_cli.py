@@ -114,6 +114,52 @@ def test_idempotency_and_cancel_before_any_worker(cli: Cli) -> None:
     assert cli.json("cancel", once["id"])[0]["status"] == "cancelled"
 
 
+def test_budgets_and_a_dry_run_before_any_worker(cli: Cli, sim: Any) -> None:
+    sim.change_account(sim.api_key, credits="20")
+    ask = ("generate", "--text", "a cat", "--tenant", "acme")
+    before = cli.json(*ask, "--dry-run")
+    assert (before["estimated_cost"], before["balance"]["covers"], before["budgets"]) == (
+        "9",
+        None,
+        [],
+    )
+    assert cli.json("balance")["free"] == "20"
+    assert "10 are left" in cli("budget", "set", "acme", "day", "10")
+    assert "9 credits, estimated; nothing was stored" in cli(*ask, "--dry-run")
+    assert cli.json("list") == []
+
+    cli(*ask)
+    assert "budget (day) of acme: exceeded, so it is refused; 1 left of 10" in cli(
+        *ask, "--dry-run", code=1
+    )
+    cli(*ask, code=1)
+    assert "over budget: 9 needed" in cli.err
+    assert "balance: does not cover it now" in cli(
+        "generate", "--text", "x", "--duration", "15", "--dry-run"
+    )
+    assert len(cli.json("list")) == 1
+    [kept] = cli.json("budget", "list", "--tenant", "acme")
+    assert (kept["amount"], kept["under_way"], kept["left"], kept["policy"]) == (
+        "10",
+        "9",
+        "1",
+        "refuse",
+    )
+    cli("budget", "list", "--tenant", "acmee", code=2)
+    assert "--tenant is 'acmee'; allowed: one with a budget: acme" in cli.err
+    cli("budget", "remove", "acme", "month", code=2)
+    assert "allowed: one that is set: acme day" in cli.err
+    cli("budget", "remove", "acme", "day")
+    assert cli.json("budget", "list") == []
+
+    lines = cli("cost", "--by", "tenant", "--by", "resolution", "--csv").splitlines()
+    assert lines == [
+        "tenant,resolution,generations,completed,estimated,charged,second,pending",
+        "acme,720p,1,0,9,0,0,9",
+    ]
+    assert cli.json("cost", "--until", "2020-01-01") == []
+
+
 def test_reconcile_tells_what_is_not_ours(cli: Cli, sim: Any) -> None:
     [foreign] = sim.inject(seed=5)
     report = cli.json("reconcile")

@@ -6,6 +6,7 @@ from typing import get_args
 import pytest
 
 import simulator
+from models.ledger import reading
 from models.lifecycle import Status
 from tests.acceptance.conftest import ROOT, Service, wait_for
 from worker.crash_points import CrashPoint
@@ -44,6 +45,12 @@ def test_death_at_a_crash_point_costs_nothing(
     tasks = sim.tasks(origin="submit")
     assert [task["task_id"] for task in tasks] == [view.remote_task_id]
     assert str(view.credit_cost.normalize()) == str(_charged(tasks[0]))
+    with service.rt.engine.connect() as conn:
+        booked = [entry.kind for entry in reading.entries(conn, view.id)]
+        assert reading.imbalances(conn) == []
+    # However often it was tried: each reservation once and released, one charge.
+    assert booked.count("reserved") == booked.count("released") == view.attempt
+    assert (booked.count("estimated"), booked.count("charged")) == (1, 1)
     if point.startswith("upload."):
         assert len(sim.uploads()) >= 1
 

@@ -21,8 +21,9 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 
 def test_the_commands_are_those_that_were_promised() -> None:
-    names = "demo up migrate worker beat generate show list watch cancel balance cost reconcile"
-    assert set(COMMANDS) == {*names.split(), "resolve", "doctor", "simulator", "gateway"}
+    names = "demo up migrate worker beat generate show list watch cancel balance cost budget"
+    names += " reconcile resolve doctor simulator gateway"
+    assert set(COMMANDS) == set(names.split())
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "simulator"])
@@ -70,6 +71,11 @@ TEXT = ["generate", "--text", "a cat"]
         (["cost", "--until", "soon"], "--until is 'soon'; allowed: a date"),
         (["cost", "--since", "2d", "--until", "3d"], "--until is '3d'; allowed: a time after"),
         (["cost", "--json", "--csv"], "choose one"),
+        (["budget", "set", "acme", "week", "5"], "period 'week'"),
+        (["budget", "set", "acme", "day", "some"], "amount 'some'"),
+        (["budget", "set", "acme", "day", "5", "--policy", "shrug"], "policy 'shrug'"),
+        (["budget", "set", " \n", "day", "5"], "tenant"),
+        (["budget", "remove", "acme", "year"], "period 'year'"),
         (["resolve", "x"], "one of --adopt TASK, --resubmit and --fail"),
         (["resolve", "x", "--fail", "--resubmit"], "one of --adopt TASK"),
         (["resolve", "x", "--fail", "--attempt", "0"], "0"),

@@ -6,8 +6,10 @@ from sqlalchemy import Connection, func, select, text
 from sqlalchemy.exc import DBAPIError
 
 from api_client import redact
-from models import gates, reads
+from models import credit, gates, reads
 from models.database import make_engine
+from models.ledger.drift import drift
+from models.lifecycle import Status
 from models.tables import BalanceSnapshot, Generation, RejectedMessage, StrayTask
 from worker import migrate
 from worker.checkup.finding import Check, Findings, ok, warn, wrong
@@ -111,7 +113,28 @@ def _rows(conn: Connection, settings: Settings) -> list[Check]:
                 "see the table rejected_messages: some producer sends nonsense",
             )
         )
+    checks += _credits(conn)
     checks.append(_upkeep(conn, settings))
+    return checks
+
+
+def _credits(conn: Connection) -> list[Check]:
+    apart = drift(conn)
+    checks = []
+    if apart is not None and apart.large:
+        mend = "seedance reconcile, then look for others who use the key: seedance balance"
+        checks.append(warn("ledger", apart.explain(), mend))
+    elif apart is not None:
+        checks.append(ok("ledger", apart.explain()))
+    waiting = _count(
+        conn,
+        select(func.count()).where(
+            Generation.status == Status.ACCEPTED, Generation.waits_for.startswith(credit.SHORT)
+        ),
+    )
+    if waiting:
+        found = f"{waiting} generations wait for credits"
+        checks.append(warn("credits", found, "buy credits; `seedance balance` tells what is free"))
     return checks
 
 

@@ -11,6 +11,7 @@ import click
 from sqlalchemy.exc import DBAPIError
 
 from api_client import ApiError, InvalidRequest
+from models.budgets import BudgetExceeded
 from models.intake import IdempotencyConflict
 from worker import logs
 from worker.cli import errors
@@ -33,6 +34,7 @@ COMMANDS = {
     "cancel": "cancel",
     "balance": "money",
     "cost": "money",
+    "budget": "budget",
     "reconcile": "reconcile",
     "resolve": "resolve",
     "doctor": "doctor",
@@ -86,6 +88,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         return _fail(2, str(error))
     except (InvalidRequest, IdempotencyConflict) as error:
         return _fail(2, str(error))
+    except BudgetExceeded as error:
+        return _fail(1, str(error))
     except UnknownGenerationError as error:
         return _fail(1, str(error.args[0]))
     except (DBAPIError, ApiError, EmbeddedError) as error:

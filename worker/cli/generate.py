@@ -12,9 +12,10 @@ from models import reads
 from worker.cli import output
 from worker.cli.context import database, environment
 from worker.cli.errors import BadInput
+from worker.cli.outlook import tell_outlook
 from worker.cli.progress import follow
 from worker.producer import enqueue
-from worker.requests import SOURCES, check_request
+from worker.requests import SOURCES, new_generation
 
 _FIELDS = ("model", "resolution", "ratio", "duration", "seed", "generate_audio")
 _MOST_INPUT = 1_000_000
@@ -37,6 +38,7 @@ _MOST_INPUT = 1_000_000
 @click.option("--metadata", metavar="JSON", help="An object that is kept and given back.")
 @click.option("--wait", is_flag=True, help="Follow it to its end; exit 1 unless it completed.")
 @click.option("--timeout", type=float, default=3600.0, show_default=True, help="For --wait, in s.")
+@click.option("--dry-run", is_flag=True, help="Tell what it would cost; store nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the generation as JSON.")
 @click.pass_context
 def generate(
@@ -53,6 +55,7 @@ def generate(
     metadata: str | None,
     wait: bool,
     timeout: float,
+    dry_run: bool,
     as_json: bool,
     **fields: Any,
 ) -> None:
@@ -64,6 +67,7 @@ def generate(
     \b
     Examples:
       seedance generate --text "A cat under cherry blossoms" --duration 8 --wait
+      seedance generate --text "A long cat" --duration 15 --dry-run
       seedance generate --text "It starts to snow" --image lake.jpg --ratio adaptive
       echo '{"content": [{"type": "text", "text": "A cat"}]}' | seedance generate --request -
     """
@@ -74,8 +78,17 @@ def generate(
         request = _json_object("--request", _read(raw))
     else:
         request = {**given, "content": _content(text, images, videos)}
-    check_request(request)  # before anything is asked of a database
     extra = None if metadata is None else _json_object("--metadata", metadata)
+    # before anything is asked of a database
+    new = new_generation(
+        request,
+        idempotency_key=idempotency_key,
+        priority=priority,
+        tenant=tenant,
+        metadata=extra,
+    )
+    if dry_run:
+        ctx.exit(tell_outlook(new, as_json=as_json))
 
     def store(conn: Connection) -> reads.GenerationView:
         generation_id = enqueue(

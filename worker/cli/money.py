@@ -10,7 +10,9 @@ from typing import Any
 
 import click
 
+from models import credit
 from models.ledger import reading
+from models.ledger.drift import Drift, drift
 from models.ledger.reading import CostLine
 from worker.cli import output
 from worker.cli.context import database, service
@@ -25,15 +27,20 @@ _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 def balance(*, as_json: bool) -> None:
     """Ask the provider what the account holds, and record it.
 
-    An answer opens the gates that it may open: after paying in, work goes on at once.
+    An answer opens the gates that it may open: after paying in, work goes on at once. Tells what
+    is set aside for work under way, and how far the provider's count is from the ledger's.
 
     \b
     Example:
       seedance balance --json | jq -r .remain_credits
     """
     with service() as rt:
+        asked_at = upkeep.now(rt)
         found = rt.client.balance()
-        upkeep.record(rt, found)
+        upkeep.record(rt, found, asked_at=asked_at)
+        with rt.engine.connect() as conn:
+            apart = drift(conn)
+            known = credit.funds(conn)
     total, used = found.total_credits, found.used_credits
     if as_json:
         output.print_json(
@@ -41,12 +48,32 @@ def balance(*, as_json: bool) -> None:
                 "total_credits": total,
                 "used_credits": used,
                 "remain_credits": found.remain_credits,
+                "under_way": known.under_way,
+                "free": known.free,
+                "drift": None if apart is None else _drift_json(apart),
             }
         )
         return
     left = output.credits_text(found.remain_credits)
     of = f"{output.credits_text(used)} of {output.credits_text(total)} used"
     click.echo(f"{left} credits left, {of}")
+    if known.under_way:
+        free, set_aside = output.credits_text(known.free), output.credits_text(known.under_way)
+        click.echo(f"{set_aside} set aside for what is under way, {free} free")
+    if apart is not None:
+        click.echo(apart.explain())
+
+
+def _drift_json(apart: Drift) -> dict[str, Any]:
+    return {
+        "since": apart.since,
+        "until": apart.until,
+        "provider": apart.provider,
+        "ledger": apart.ledger,
+        "credits": apart.credits,
+        "unexplained": apart.unexplained,
+        "causes": [vars(cause) for cause in apart.causes],
+    }
 
 
 @click.command()
@@ -83,6 +110,9 @@ def cost(
         raise BadInput(f"--until is {until!r}; allowed: a time after --since {since!r}")
     with database() as engine, engine.connect() as conn:
         lines = reading.cost(conn, groups, since=first, until=last)
+        apart = drift(conn)
+    if apart is not None and apart.large:
+        click.echo(f"note: {apart.explain()}", err=True)
     if as_json:
         output.print_json([_fields(groups, line) for line in lines])
         return

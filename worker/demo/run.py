@@ -177,22 +177,24 @@ def _wait_ready(supervisor: Supervisor) -> None:
 
 def _work(screen: Screen, where: _Where, engine: Engine) -> list[str]:
     """Send the jobs, watch them, and say what is not as it should be."""
+    with engine.connect() as conn:
+        began = conn.execute(select(func.now())).scalar_one()
     sent = [(job, send(job, where.broker_url)) for job in jobs()]
     screen.step(f"{len(sent)} generations enqueued")
     lines = _follow(screen, engine, sent)
     with engine.connect() as conn:
         histories = {line.id: reads.events(conn, line.id) for line in lines}
+        kept = verdict.account(conn, began)
     summary(screen, lines, histories)
     admin = Admin(where.api_url)
     account = admin.accounts()[0]
     used = Decimal(str(account["used"]))
-    found = verdict.problems(lines, histories, admin.tasks(), used)
+    found = verdict.problems(lines, histories, admin.tasks(), used, kept)
     estimated = total([line.view.estimated_cost for line in lines if line.view])
-    charged = total([line.view.credit_cost for line in lines if line.view])
     screen.console.print()
     screen.step(
-        f"credits: {credits_text(estimated)} estimated, {credits_text(charged)} charged,"
-        f" {credits_text(used)} off the simulator's account"
+        f"credits: {credits_text(estimated)} estimated, {credits_text(kept.charged)} charged in the"
+        f" ledger, {credits_text(used)} off the simulator's account"
     )
     return found + _check_video(screen, lines)
 

@@ -3,11 +3,16 @@
 import contextlib
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 import requests
+from sqlalchemy import Connection
 
+from models.ledger import reading
+from models.ledger.reading import Imbalance
 from models.reads import EventView
 from worker.cli.output import credits_text
 from worker.demo.jobs import total
@@ -16,26 +21,53 @@ from worker.demo.screen import Line
 _MP4_MARK = slice(4, 8)
 
 
+@dataclass(frozen=True)
+class Account:
+    """What the ledger says at the end, of the demo's generations and of all."""
+
+    charged: Decimal
+    outstanding: Decimal
+    imbalances: Sequence[Imbalance]
+
+
+def account(conn: Connection, since: datetime) -> Account:
+    """Read the ledger; `since` the demo began, by the database's clock."""
+    return Account(
+        reading.charged(conn, after=since),
+        reading.outstanding(conn),
+        reading.imbalances(conn, since=since),
+    )
+
+
 def problems(
     lines: Sequence[Line],
     histories: Mapping[uuid.UUID, Sequence[EventView]],
     tasks: Sequence[Mapping[str, Any]],
     account_used: Decimal,
+    account: Account,
 ) -> list[str]:
     """All that is not as it should be; nothing, if all is well.
 
-    `tasks` and `account_used` are what the provider itself says was made and charged.
+    `tasks` and `account_used` are what the provider itself says was made and charged, `account`
+    is what the ledger says.
     """
     found = [problem for line in lines for problem in _of_line(line, histories)]
     wanted = sum(1 for line in lines if line.job.charged)
     if len(tasks) != wanted:
         found.append(f"the provider has {len(tasks)} tasks, {wanted} were to be made")
     charged = total([line.view.credit_cost for line in lines if line.view])
-    if charged != account_used:
-        found.append(
-            f"{credits_text(charged)} credits are recorded as charged,"
-            f" {credits_text(account_used)} went off the provider's account"
-        )
+    for where, amount in (("with the generations", charged), ("in the ledger", account.charged)):
+        if amount != account_used:
+            found.append(
+                f"{credits_text(amount)} credits are recorded as charged {where},"
+                f" {credits_text(account_used)} went off the provider's account"
+            )
+    if account.outstanding:
+        found.append(f"{credits_text(account.outstanding)} credits are still reserved")
+    found += [
+        f"generation {one.generation_id} and its entries in the ledger differ"
+        for one in account.imbalances
+    ]
     return found
 
 

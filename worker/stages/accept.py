@@ -9,7 +9,9 @@ from typing import Any
 
 from api_client import InvalidRequest
 from models import intake, storable
+from models.budgets import BudgetExceeded
 from models.intake import IdempotencyConflict, RefusedRequest
+from models.tables import DEFAULT_TENANT
 from worker import rejects
 from worker.crash_points import reached
 from worker.requests import new_generation
@@ -57,6 +59,9 @@ def run(rt: Runtime, message_id: str, args: Sequence[Any], kwargs: Mapping[str, 
         _refuse(rt, generation_id, request, "INVALID_REQUEST", str(error))
     except IdempotencyConflict as error:
         _refuse(rt, generation_id, request, "IDEMPOTENCY_CONFLICT", str(error))
+    except BudgetExceeded as error:
+        tenant = error.room.budget.tenant
+        _refuse(rt, generation_id, request, "BUDGET_EXCEEDED", str(error), tenant=tenant)
     reached("accept.after_commit")
 
 
@@ -79,14 +84,24 @@ def _deadline(options: Mapping[str, Any]) -> datetime | None:
 
 
 def _refuse(
-    rt: Runtime, generation_id: uuid.UUID, request: Mapping[str, Any], code: str, message: str
+    rt: Runtime,
+    generation_id: uuid.UUID,
+    request: Mapping[str, Any],
+    code: str,
+    message: str,
+    *,
+    tenant: str = DEFAULT_TENANT,
 ) -> None:
     log.info("generation %s is refused at the door: %s", generation_id, message)
     with rt.engine.begin() as conn:
         intake.record_refused(
             conn,
             RefusedRequest(
-                generation_id, _storable(request), storable.text(message) or "", code=code
+                generation_id,
+                _storable(request),
+                storable.text(message) or "",
+                code=code,
+                tenant=tenant,
             ),
         )
 

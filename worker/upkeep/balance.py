@@ -1,7 +1,10 @@
 """Balance: record what the account holds; an answer may open the gates."""
 
 import logging
+from datetime import datetime
 from decimal import Decimal
+
+from sqlalchemy import func, select
 
 from api_client import ApiError, Balance, Disposition
 from models import gates, schedule
@@ -13,6 +16,7 @@ log = logging.getLogger(__name__)
 
 def run(rt: Runtime) -> Balance | None:
     """Ask for the balance and record it. None if the provider did not say."""
+    asked_at = now(rt)
     try:
         balance = rt.client.balance(retry=False)
     except ApiError as error:
@@ -21,20 +25,27 @@ def run(rt: Runtime) -> Balance | None:
         else:
             log.warning("the balance can't be read: %s", error)
         return None
-    record(rt, balance)
+    record(rt, balance, asked_at=asked_at)
     return balance
 
 
-def record(rt: Runtime, balance: Balance) -> None:
-    """Keep a balance, and open the gates that it opens."""
+def now(rt: Runtime) -> datetime:
+    """The database's time, to be taken before asking."""
+    with rt.engine.connect() as conn:
+        at: datetime = conn.execute(select(func.clock_timestamp())).scalar_one()
+        return at
+
+
+def record(rt: Runtime, balance: Balance, *, asked_at: datetime) -> None:
+    """Keep a balance, and open the gates that it opens. What waits for credits looks again."""
     with rt.engine.begin() as conn:
         opened = gates.record_balance(
             conn,
             total=balance.total_credits or Decimal(0),
             used=balance.used_credits or Decimal(0),
             remain=balance.remain_credits,
+            asked_at=asked_at,
         )
-        if opened:
-            schedule.wake(conn)
+        schedule.wake(conn)
     for name in opened:
         log.warning("gate %s is open again", name)

@@ -24,8 +24,11 @@ def _prune(
     rt: Runtime, table: type[RejectedMessage] | type[BalanceSnapshot], before: object
 ) -> int:
     removed = 0
+    # The first balance stays: what was charged is held against the provider's count since then.
+    first = select(func.min(BalanceSnapshot.id)).scalar_subquery()
+    kept = [table.id != first] if table is BalanceSnapshot else []
     while True:
-        old = select(table.id).where(table.at < before).limit(BATCH)
+        old = select(table.id).where(table.at < before, *kept).limit(BATCH)
         with rt.engine.begin() as conn:
             count = conn.execute(delete(table).where(table.id.in_(old))).rowcount
         removed += count

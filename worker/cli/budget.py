@@ -1,0 +1,122 @@
+"""`seedance budget`: how much each tenant may spend."""
+
+from typing import Any
+
+import click
+
+from models import budgets
+from models.budgets import Room
+from worker.cli import output
+from worker.cli.context import database
+from worker.cli.errors import BadInput
+from worker.requests import check_period, new_budget
+
+_NUMBERS = ("AMOUNT", "CHARGED", "UNDER WAY", "LEFT")
+
+
+@click.group()
+def budget() -> None:
+    """Set, list and remove what tenants may spend in a day, in a month, or at all.
+
+    Days and months are UTC's. What a tenant has spent is what the ledger charged in the period;
+    what is under way counts with its estimate.
+
+    \b
+    Examples:
+      seedance budget set acme month 5000
+      seedance budget set trial day 20 --policy wait
+      seedance budget list
+    """
+
+
+@budget.command("list")
+@click.option("--tenant", help="Only of this one.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+def list_(*, tenant: str | None, as_json: bool) -> None:
+    """List the budgets, with what is spent and left of each."""
+    with database() as engine, engine.connect() as conn:
+        rooms = budgets.rooms(conn)
+    if tenant is not None:
+        named = sorted({room.budget.tenant for room in rooms})
+        if tenant not in named:
+            raise BadInput(
+                f"--tenant is {tenant!r}; allowed: one with a budget:"
+                f" {', '.join(named) or 'there is none'}"
+            )
+        rooms = [room for room in rooms if room.budget.tenant == tenant]
+    if as_json:
+        output.print_json([room_json(room) for room in rooms])
+        return
+    output.print_rows(
+        ["TENANT", "PERIOD", *_NUMBERS, "POLICY"],
+        [
+            [
+                room.budget.tenant,
+                room.budget.period,
+                *map(
+                    output.credits_text,
+                    (room.budget.amount, room.charged, room.under_way, room.left),
+                ),
+                room.budget.policy,
+            ]
+            for room in rooms
+        ],
+        right=_NUMBERS,
+    )
+
+
+def room_json(room: Room) -> dict[str, Any]:
+    """A budget and what is left of it."""
+    return {
+        "tenant": room.budget.tenant,
+        "period": room.budget.period,
+        "since": room.since,
+        "amount": room.budget.amount,
+        "policy": room.budget.policy,
+        "charged": room.charged,
+        "under_way": room.under_way,
+        "left": room.left,
+    }
+
+
+@budget.command("set")
+@click.argument("tenant")
+@click.argument("period", metavar="day|month|total")
+@click.argument("amount")
+@click.option(
+    "--policy",
+    default="refuse",
+    show_default=True,
+    metavar="refuse|wait",
+    help="What becomes of a request that is over it.",
+)
+def set_(*, tenant: str, period: str, amount: str, policy: str) -> None:
+    """Set a budget in credits, or change the one there is.
+
+    `refuse`: enqueueing fails. `wait`: the generation is stored, and is sent when the period is
+    over or the budget is raised.
+    """
+    new = new_budget(tenant, period, amount, policy)
+    with database() as engine, engine.begin() as conn:
+        budgets.put(conn, new)
+        [room] = [r for r in budgets.rooms(conn, [tenant]) if r.budget.period == new.period]
+    click.echo(
+        f"{tenant} may spend {output.credits_text(new.amount)} credits"
+        f" ({new.period}, {new.policy}); {output.credits_text(room.left)} are left"
+    )
+
+
+@budget.command("remove")
+@click.argument("tenant")
+@click.argument("period", metavar="day|month|total")
+def remove(*, tenant: str, period: str) -> None:
+    """Take a budget away."""
+    named = check_period(period)
+    with database() as engine, engine.begin() as conn:
+        if not budgets.remove(conn, tenant, named):
+            there = ", ".join(f"{b.tenant} {b.period}" for b in budgets.known(conn))
+            raise BadInput(
+                f"the budget is {f'{tenant} {period}'!r}; allowed: one that is set:"
+                f" {there or 'there is none'}"
+            )
+    click.echo(f"{tenant} has no budget for {period} any more")
