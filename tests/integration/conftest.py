@@ -97,8 +97,11 @@ class Steps:
 
 @pytest.fixture
 def environment(environment: dict[str, str]) -> dict[str, str]:
-    """A budget that no busy machine uses up: a test that means a late intent sets its own."""
-    return environment | {"SEEDANCE_SEND_BUDGET": "10"}
+    """A budget that no busy machine uses up: a test that means a late intent sets its own.
+
+    And no balance that must be told first: the tests of the check turn it on.
+    """
+    return environment | {"SEEDANCE_SEND_BUDGET": "10", "SEEDANCE_CHECK_BALANCE": "false"}
 
 
 @pytest.fixture

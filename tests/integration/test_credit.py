@@ -113,6 +113,11 @@ def test_with_no_balance_told_nothing_is_known(conn):
     assert sorted(admit(conn)) == sorted(ids)
 
 
+@pytest.fixture
+def environment(environment: dict[str, str]) -> dict[str, str]:
+    return environment | {"SEEDANCE_CHECK_BALANCE": "true"}
+
+
 def test_what_a_stage_reserves_is_what_the_check_counts(rt, steps, sim):
     """The operational sum and the ledger's agree while something is on its way."""
     sim.configure(speed=0)
