@@ -29,8 +29,8 @@ test: setup ## every test
 unit integration acceptance: setup ## one tier of the tests
 	$(BIN)/python -m pytest tests/$@
 
-model: setup ## the submit protocol in every interleaving, wider bounds: [MODEL_STATES=400000]
-	MODEL_BOUNDS=wide $(BIN)/python -m pytest tests/model
+model: setup ## the submit protocol in every interleaving, wider bounds; random days [MODEL_STATES= MODEL_DAYS=]
+	MODEL_BOUNDS=wide $(BIN)/python -m pytest tests/model tests/integration/test_stateful.py
 
 chaos: setup ## the service broken on purpose: SEED=… N=300 [CHAOS="--json FILE"]
 	$(BIN)/python -m tests.chaos.run $(if $(SEED),--seed $(SEED)) -n $(or $(N),300) $(CHAOS)

@@ -345,6 +345,25 @@ class Reading:
         return older and bool(known) and known <= self.tasks.keys()
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a finished reading saw, as far as the next one is held against it."""
+
+    ids: frozenset[str]
+    by_count: bool
+    """Complete because as many distinct tasks were seen as `total` says (FULL)."""
+
+
+def borne_out(first: Seen, second: Seen) -> bool:
+    """Whether the second reading shows that the first, complete by count, was not fooled.
+
+    A count is fooled where a task left the list and another came while it was read: one that
+    stayed was pulled past the reader, and the one that left was counted in its stead. So all that
+    was counted must still be there.
+    """
+    return not first.by_count or (second.by_count and first.ids <= second.ids)
+
+
 def _newer(before: Observation | None, seen: Observation) -> Observation:
     """Of two sightings in one pass the later; a seed once shown stays known."""
     if before is None or seen.seed not in NOT_A_SEED:

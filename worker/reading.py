@@ -11,7 +11,7 @@ from sqlalchemy import Connection, func, select
 from api_client import ApiError, Exchange
 from models import watch
 from models.lifecycle import Observation
-from models.resolution import Page, Reading, Skew
+from models.resolution import Page, Reading, Seen, Skew
 from worker.runtime import Runtime
 from worker.stages.common import observation
 
@@ -55,6 +55,8 @@ class ListReading:
 
     tasks: tuple[Observation, ...]
     complete: bool
+    by_count: bool
+    """Complete as a whole, not back to some time."""
     skew: Skew
     began: datetime
     pages: int
@@ -104,11 +106,17 @@ def read_list(
     return ListReading(
         tuple(reading.tasks.values()),
         complete,
+        complete and reading.full,
         Skew.of(samples),
         clock.at,
         reading.pages,
         answer.total or 0,
     )
+
+
+def seen(reading: ListReading) -> Seen:
+    """The reading as the next one is held against it."""
+    return Seen(frozenset(task.task_id for task in reading.tasks), reading.by_count)
 
 
 def _skew_of_answer(exchange: Exchange | None, clock: DatabaseClock) -> list[Skew]:

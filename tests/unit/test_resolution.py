@@ -19,10 +19,12 @@ from models.resolution import (
     Case,
     Page,
     Reading,
+    Seen,
     Skew,
     Undecided,
     Window,
     agree,
+    borne_out,
     judge,
 )
 
@@ -424,7 +426,8 @@ class Drifting:
         return Row(task_id, created, created + self.rng.choice([0, 3, 30]))
 
     def change(self) -> None:
-        for kind in self.rng.choices(self.drift, k=self.rng.choice([0, 0, 1, 1, 2, 3])):
+        changes = self.rng.choice([0, 0, 1, 1, 2, 3]) if self.drift else 0
+        for kind in self.rng.choices(self.drift, k=changes):
             self.now += 10
             others = [row for row in self.rows if row is not self.lost]
             if kind == "insert":
@@ -449,6 +452,15 @@ class Drifting:
                 return full, stop, self.lost.task_id in reading.tasks
             if self.drift:
                 self.change()
+
+    def seen(self, size: int) -> Seen:
+        """One reading to the list's end, for the next to be held against."""
+        reading = Reading()
+        while not (reading.full or reading.ended or reading.pages == 40):
+            if reading.pages:
+                self.change()
+            reading.add(self.page(reading.pages + 1, size))
+        return Seen(frozenset(reading.tasks), reading.full)
 
 
 # With pages this small, tasks in no order at all look ordered by chance; with pages of 100 a
@@ -492,6 +504,44 @@ def test_two_full_readings_find_what_one_was_fooled_about():
         assert full
         assert has_it
     assert fooled, "no coincidence was found: the simulation has lost its teeth"
+
+
+@given(
+    order=st.sampled_from(sorted(ORDERS)),
+    drift=st.sampled_from(sorted(DRIFTS)),
+    size=st.sampled_from([1, 2, 3, 5]),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=300)
+def test_a_count_that_is_borne_out_has_missed_nothing(order, drift, size, seed):
+    """Whatever drifts, in both readings, in every order."""
+    listed = Drifting(order, DRIFTS[drift], random.Random(seed))
+    first, second = listed.seen(size), listed.seen(size)
+    if first.by_count and borne_out(first, second):
+        assert listed.lost.task_id in first.ids
+
+
+@pytest.mark.parametrize("order", ["oldest first", "by id"])
+def test_a_count_that_was_fooled_is_not_borne_out(order):
+    """The list goes on changing: the second reading may be fooled as well."""
+    fooled = 0
+    for seed in range(1_500):
+        rng = random.Random(f"both {seed}")
+        listed = Drifting(order, ("insert", "delete"), rng)
+        first, second = listed.seen(2), listed.seen(2)
+        if first.by_count and listed.lost.task_id not in first.ids:
+            fooled += 1
+            assert not borne_out(first, second)
+    assert fooled, "no coincidence was found: the simulation has lost its teeth"
+
+
+def test_a_count_is_borne_out_by_a_count_alone():
+    whole = Seen(frozenset({"a", "b"}), by_count=True)
+    assert borne_out(whole, whole)
+    assert borne_out(whole, Seen(frozenset({"a", "b", "c"}), by_count=True))
+    assert not borne_out(whole, Seen(frozenset({"a", "c"}), by_count=True))
+    assert not borne_out(whole, Seen(frozenset({"a", "b"}), by_count=False))
+    assert borne_out(Seen(frozenset({"a"}), by_count=False), Seen(frozenset(), by_count=False))
 
 
 def pages(*stamps: list[float], total: int, size: int = 2) -> Reading:

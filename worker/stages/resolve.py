@@ -20,7 +20,7 @@ from models.resolution import Absent, Adopt, Undecided, Verdict
 from models.watch import InDoubt
 from worker.crash_points import reached
 from worker.limiter import NoTokenError
-from worker.reading import ListReading, read_list, with_seeds
+from worker.reading import ListReading, read_list, seen, with_seeds
 from worker.runtime import Runtime
 from worker.stages import called_back, common
 
@@ -93,12 +93,17 @@ def run(rt: Runtime, claims: Sequence[tuple[uuid.UUID, int]]) -> dict[uuid.UUID,
 
 def _read_twice(rt: Runtime, cases: Sequence[InDoubt]) -> dict[uuid.UUID, Verdict]:
     """Two complete readings, the second begun after the first ended, judged together."""
-    first = _judged(rt, cases, _read(rt, cases))
+    reading = _read(rt, cases)
+    first = _judged(rt, cases, reading)
     if all(resolution.proven(verdict) for verdict in first.values()):
         return first  # a drawn seed proves itself; absence is what needs a second look
-    second = _judged(rt, cases, _read(rt, cases))
+    again = _read(rt, cases)
+    second = _judged(rt, cases, again)
+    sound = resolution.borne_out(seen(reading), seen(again))
     return {
-        generation_id: resolution.agree(verdict, second[generation_id])
+        generation_id: resolution.agree(
+            resolution.heeded(verdict, complete=sound), second[generation_id]
+        )
         for generation_id, verdict in first.items()
     }
 
