@@ -3,12 +3,14 @@
 import threading
 import time
 from dataclasses import replace
+from decimal import Decimal
 
 import pytest
 
-from api_client import ApiError
+from api_client import ApiError, Submitted
 from models import transitions
 from models.lifecycle import Status
+from models.submission import Intent
 from tests.integration.conftest import text_request
 from tests.integration.invariants import in_background, laboratory
 from worker.stages import resolve, submit
@@ -616,3 +618,23 @@ def test_reading_the_list_by_itself_raises_what_is_wrong(lab):
     lab.sim.fault("list", "error", code="INVALID_PARAMETER")
     with pytest.raises(ApiError):
         lab.reconcile()
+
+
+def test_who_lost_the_row_while_reading_asks_no_operator(lab, monkeypatch):
+    """An answer arrives between the readings and a decision that would be "undecided"."""
+    lab.sim.configure(seed_echo="null")
+    monkeypatch.setattr(resolve, "ATTENTION_AFTER", 1)
+    generation_id = lab.in_doubt()
+    task_id = lab.submitted_tasks()[0]["task_id"]
+
+    def answer_arrives(place: str) -> None:
+        if place == "resolve.after_reading":
+            answer = Submitted.model_validate({"task_id": task_id, "status": "pending"})
+            intent = Intent(generation_id, 1, 0, 1, Decimal(1))
+            submit.record_answer(lab.rt, intent, answer)
+
+    monkeypatch.setattr(resolve, "reached", answer_arrives)
+    lab.resolve(generation_id)
+    view = lab.get(generation_id)
+    assert view.status is Status.RUNNING
+    assert view.attention is None

@@ -415,7 +415,9 @@ class Model:
                     self._absent(s, g, resolver.number, most=self.scenario.attempts),
                 )
             case _:
-                yield ("undecided", g), self._row(s, g, attention=row.status not in ENDED)
+                # Fenced by the lease, which any move of the row takes away.
+                mine = row.status == UNCERTAIN and row.attempt == resolver.number
+                yield ("undecided", g), self._row(s, g, attention=True) if mine else s
 
     def _enough(self, resolver: Resolver) -> bool:
         verdicts = resolver.verdicts

@@ -212,10 +212,12 @@ def _wait(conn: Connection, one: InDoubt, why: str, task_ids: Sequence[str]) -> 
     log.warning("generation %s can't be resolved yet: %s", one.case.generation_id, shown)
     seconds = schedule.backoff(one.failures, base=RETRY_BASE, cap=RETRY_CAP)
     if failures >= ATTENTION_AFTER:
+        seconds = SLOW
+    mine = transitions.reschedule(
+        conn, one.case.generation_id, one.lease, seconds=seconds, failures=failures
+    )
+    # A row that has moved on meanwhile needs nobody.
+    if mine and failures >= ATTENTION_AFTER:
         transitions.need_attention(
             conn, one.case.generation_id, f"{shown}; decide with `seedance resolve`"
         )
-        seconds = SLOW
-    transitions.reschedule(
-        conn, one.case.generation_id, one.lease, seconds=seconds, failures=failures
-    )
