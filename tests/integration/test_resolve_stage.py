@@ -300,7 +300,7 @@ def test_processed_after_settling_it_is_adopted_while_accepted(lab):
 @pytest.mark.parametrize("ended", [False, True])
 def test_processed_after_it_was_sent_again_it_is_flagged(lab, ended):
     lab.rt = lab.make_runtime(http_timeout=0.2)
-    lab.sim.fault("submit", "delay_before", seconds=0.8, times=1)
+    lab.sim.fault("submit", "delay_before", seconds=4, times=1)
     generation_id = lab.send()
     assert lab.resolve(generation_id) is Outcome.ABSENT
     lab.send_again(generation_id)
@@ -321,7 +321,7 @@ def test_processed_after_it_was_sent_again_it_is_flagged(lab, ended):
 def test_processed_while_it_is_sent_again_both_are_found(lab):
     """Both answers are lost: one task is adopted, the other flagged."""
     lab.rt = lab.make_runtime(http_timeout=0.2)
-    lab.sim.fault("submit", "delay_before", seconds=0.6, times=1)
+    lab.sim.fault("submit", "delay_before", seconds=4, times=1)
     generation_id = lab.send()
     assert lab.resolve(generation_id) is Outcome.ABSENT
     lab.sim.fault("submit", "lost", times=1)
