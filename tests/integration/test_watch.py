@@ -95,7 +95,8 @@ def test_a_further_task_of_a_generation_is_a_second_one_and_moves_nothing(conn, 
         assert result.second == ["t2"]
     assert read(conn, generation_id) == before
     assert strays(conn) == {"t2": "second"}
-    assert [event for event, _, _ in events(conn, generation_id)] == ["second_task"]
+    # Told once; so is its charge, which the ledger has booked.
+    assert [event for event, _, _ in events(conn, generation_id)] == ["second_task", "charged"]
 
 
 @pytest.mark.parametrize("shown", ["pending", "queued", "processing", "completed", "failed", "new"])
