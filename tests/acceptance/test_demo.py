@@ -55,7 +55,7 @@ def check(text: str) -> None:
     assert "refused prompt     failed: CONTENT_MODERATION_FAILED" in text
     assert "answer lost        uncertain" in text
     assert "answer lost        completed: " in text
-    assert "54 estimated, 45 charged, 45 off the simulator's account" in text
+    assert "54 estimated, 45 charged in the ledger, 45 off the simulator's account" in text
     assert "an MP4 of " in text
     assert text.rstrip().endswith("all 6 generations ended as they should")
 
