@@ -50,7 +50,7 @@ class IntentFacts:
     """Its deadline has passed."""
     cancel_wished: bool = False
     gate: str | None = None
-    """A closed gate that this generation does not pass."""
+    """A closed gate that this generation does not pass, or too many that are at work."""
     own_task: str | None = None
     """A remote task that nobody follows and that may be this generation's (`may_be_own`)."""
     called_back: bool = False
@@ -129,6 +129,7 @@ class SendFacts:
     gate: str | None = None
     called_back: bool = False
     """An earlier attempt was: its remote task exists."""
+    late: bool = False
 
 
 def obstacle_to_sending(facts: SendFacts, *, intended: int) -> str | None:
@@ -139,6 +140,8 @@ def obstacle_to_sending(facts: SendFacts, *, intended: int) -> str | None:
         return "cancel asked"
     if facts.called_back:
         return "an earlier attempt was called back"
+    if facts.late:
+        return "deadline passed"
     return None if facts.gate is None else f"gate {facts.gate}"
 
 
@@ -158,12 +161,15 @@ def taken_back(event: Event, *, cancel_wished: bool) -> Event:
     return Event.CANCEL if cancel_wished else event
 
 
-def after_absence(*, cancel_wished: bool, absent_before: int, max_attempts: int) -> Event:
+def after_absence(
+    *, cancel_wished: bool, absent_before: int, max_attempts: int, counts: bool = True
+) -> Event:
     """Complete readings showed no task of any attempt: sent again, ended as wished, or given up.
 
-    Only attempts that ended this way count against `max_attempts`; refusals burn none.
+    Only attempts that ended this way count against `max_attempts`; refusals burn none, and
+    neither does one that the provider had too many tasks for (`counts` says so of the latest).
     """
-    exhausted = absent_before + 1 >= max_attempts
+    exhausted = counts and absent_before + 1 >= max_attempts
     return taken_back(Event.EXHAUST if exhausted else Event.ABSENT, cancel_wished=cancel_wished)
 
 

@@ -1,24 +1,36 @@
 """Holding instead of failing: while a gate is closed nothing new is sent, and nothing fails.
 
 `api_key` closes on INVALID_API_KEY and `credit` on INSUFFICIENT_CREDIT; a probe of the balance
-opens them. `backoff` closes for as long as Retry-After or backoff says, for every worker.
+opens them. `backoff` closes for as long as Retry-After or backoff says, for every worker; when its
+time is up it re-opens by and by, since the whole crowd at once would only be refused again.
 """
 
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import Connection, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from models import storable
 from models.base import table_of
-from models.tables import BalanceSnapshot, Gate
+from models.tables import BalanceSnapshot, Gate, SubmitAttempt
 from models.transitions import in_seconds
 
 _gates = table_of(Gate)
 _balances = table_of(BalanceSnapshot)
+_a = table_of(SubmitAttempt).c
+
+REOPENED = 64
+"""So many POSTs answered since the backoff gate's time was up, and it is as open as before."""
+
+UNANSWERED = 60.0
+"""Seconds after which a POST without an answer no longer counts as on its way: its worker died."""
+
+SLOWEST_PROBES = 10.0
+"""A gate that stays closed is probed less and less often, down to one in so many intervals."""
 
 
 class GateName(StrEnum):
@@ -39,6 +51,38 @@ class GateState:
     opens_at: datetime | None
     refused_estimate: Decimal | None
     failures: int
+
+
+@dataclass(frozen=True)
+class Reopening:
+    """The backoff gate's time is up: how the POSTs have fared since, over all workers."""
+
+    reason: str
+    well: int
+    """How many were answered, be it with a refusal of the work itself."""
+    pending: int
+    """How many are on their way."""
+
+    @property
+    def at_a_time(self) -> int:
+        """How many may be on their way together: one, and one more for each that was answered.
+
+        So it doubles with each round of answers, from 1 on, as TCP's slow start does.
+        """
+        return 1 + self.well
+
+    @property
+    def allowed_now(self) -> int:
+        """How many more may be sent now."""
+        return max(0, self.at_a_time - self.pending)
+
+    @property
+    def done(self) -> bool:
+        """Enough went well: it is open as before."""
+        return self.well >= REOPENED
+
+    def __str__(self) -> str:
+        return f"re-opening after {self.reason}: {self.at_a_time} at a time"
 
 
 @dataclass(frozen=True)
@@ -105,6 +149,27 @@ def sending(conn: Connection) -> Sending:
     return Sending(closed, remaining)
 
 
+def reopening(conn: Connection, *, alone: bool = False) -> Reopening | None:
+    """How far the backoff gate has re-opened since its time was up; None if it is open or closed.
+
+    `alone` locks it until the transaction ends: who is about to send counts, and then nobody else
+    can do so at the same time.
+    """
+    query = select(_gates.c.reason, _gates.c.opens_at).where(
+        _gates.c.name == str(GateName.BACKOFF), _gates.c.opens_at <= func.clock_timestamp()
+    )
+    gate = conn.execute(query.with_for_update() if alone else query).one_or_none()
+    if gate is None:
+        return None
+    well, pending = conn.execute(
+        select(
+            func.count().filter(_a.outcome.in_(("submitted", "adopted", "refused"))),
+            func.count().filter(_a.outcome.is_(None), _a.started_at > in_seconds(-UNANSWERED)),
+        ).where(_a.started_at >= gate.opens_at)
+    ).one()
+    return Reopening(gate.reason or "a pause", well, pending)
+
+
 def close(
     conn: Connection,
     name: GateName,
@@ -115,51 +180,46 @@ def close(
     refused_estimate: Decimal | None = None,
 ) -> bool:
     """Close a gate, or keep it closed for longer. True if it was open before: log it then, once."""
-    was_closed = conn.execute(
-        select(_gates.c.closed_at)
-        .where(
-            _gates.c.name == str(name),
-            _gates.c.closed_at.is_not(None),
-            or_(_gates.c.opens_at.is_(None), _gates.c.opens_at > func.now()),
-        )
-        .with_for_update()
-    ).first()
-    reason = storable.text(reason) or ""
-    new = insert(_gates).values(
-        name=str(name),
-        closed_at=func.now(),
-        reason=reason,
-        opens_at=None if opens_in is None else in_seconds(opens_in),
-        probe_at=None if probe_in is None else in_seconds(probe_in),
-        refused_estimate=refused_estimate,
-        failures=1,
-    )
+    mine = _gates.c.name == str(name)
+    # The row first, and locked: of two that close it in the same moment one finds it closed.
     conn.execute(
-        new.on_conflict_do_update(
-            index_elements=[_gates.c.name],
-            set_={
-                "closed_at": func.coalesce(_gates.c.closed_at, new.excluded.closed_at),
-                "reason": new.excluded.reason,
-                "opens_at": func.greatest(_gates.c.opens_at, new.excluded.opens_at),
-                # Probes that are planned stay planned: many refusals mustn't put them off.
-                "probe_at": func.least(_gates.c.probe_at, new.excluded.probe_at),
-                # The cheapest that was refused: what is dearer would be refused as well.
-                "refused_estimate": func.least(
-                    _gates.c.refused_estimate, new.excluded.refused_estimate
-                ),
-                # Many refusals of one moment are one closing.
-                "failures": _gates.c.failures + (0 if was_closed else 1),
-            },
+        insert(_gates).values(name=str(name)).on_conflict_do_nothing(index_elements=[_gates.c.name])
+    )
+    held = or_(_gates.c.opens_at.is_(None), _gates.c.opens_at > func.now())
+    was_closed: bool = conn.execute(
+        select((_gates.c.closed_at.is_not(None) & held).label("closed"))
+        .where(mine)
+        .with_for_update()
+    ).scalar_one()
+    opens_at = None if opens_in is None else in_seconds(opens_in)
+    probe_at = None if probe_in is None else in_seconds(probe_in)
+    conn.execute(
+        update(_gates)
+        .where(mine)
+        .values(
+            closed_at=func.coalesce(_gates.c.closed_at, func.now()),
+            reason=storable.text(reason) or "",
+            opens_at=func.greatest(_gates.c.opens_at, opens_at),
+            # A probe that is planned stays planned: refusals neither put it off nor hurry it.
+            probe_at=func.coalesce(_gates.c.probe_at, probe_at),
+            # The cheapest that was refused: what is dearer would be refused as well.
+            refused_estimate=func.least(_gates.c.refused_estimate, refused_estimate),
+            # Many refusals of one moment are one closing.
+            failures=_gates.c.failures + (0 if was_closed else 1),
         )
     )
-    return was_closed is None
+    return not was_closed
 
 
-def open_(conn: Connection, name: GateName) -> bool:
-    """Open a gate. True if it was closed."""
+def open_(conn: Connection, name: GateName, *, before: Any = None) -> bool:
+    """Open a gate. True if it was closed: log it then, once.
+
+    `before`: only if its time was up by then.
+    """
+    its_time = [] if before is None else [_gates.c.opens_at <= before]
     done = conn.execute(
         update(_gates)
-        .where(_gates.c.name == str(name), _gates.c.closed_at.is_not(None))
+        .where(_gates.c.name == str(name), _gates.c.closed_at.is_not(None), *its_time)
         .values(
             closed_at=None,
             reason=None,
@@ -173,11 +233,17 @@ def open_(conn: Connection, name: GateName) -> bool:
 
 
 def take_probe(conn: Connection, *, every: float) -> list[GateName]:
-    """Which gates this caller shall probe now; each probe is handed out once per `every` s."""
+    """Which gates this caller shall probe now: each probe is handed out once, to one worker.
+
+    The next comes in `every` s, later the longer the gate has been closed: in a quarter of that
+    time, up to `SLOWEST_PROBES` times `every`.
+    """
+    closed_for = func.extract("epoch", func.now() - _gates.c.closed_at)
+    pause = func.least(every * SLOWEST_PROBES, func.greatest(every, closed_for / 4))
     rows = conn.execute(
         update(_gates)
         .where(_gates.c.closed_at.is_not(None), _gates.c.probe_at <= func.now())
-        .values(probe_at=in_seconds(every))
+        .values(probe_at=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, pause))
         .returning(_gates.c.name)
     )
     return [GateName(name) for name in rows.scalars()]
@@ -238,20 +304,20 @@ def failures(conn: Connection, name: GateName) -> int:
     return count or 0
 
 
-def forget(conn: Connection, *, after: float) -> None:
+def forget(conn: Connection, *, after: float) -> list[GateName]:
     """Forget how often a gate was closed, once it has been open for so many seconds.
 
-    A backoff gate opens by its time alone, and is opened for good here.
+    A backoff gate that nobody was held back by has re-opened by then; returned if that is now.
     """
     long_ago = in_seconds(-after)
+    opened = [GateName.BACKOFF] if open_(conn, GateName.BACKOFF, before=long_ago) else []
     conn.execute(
         update(_gates)
         .where(
-            or_(
-                (_gates.c.closed_at.is_(None)) & (_gates.c.opened_at <= long_ago),
-                (_gates.c.name == str(GateName.BACKOFF)) & (_gates.c.opens_at <= long_ago),
-            ),
+            _gates.c.closed_at.is_(None),
+            (_gates.c.opened_at <= long_ago) | _gates.c.name.in_(opened),
             _gates.c.failures > 0,
         )
-        .values(closed_at=None, reason=None, opens_at=None, failures=0)
+        .values(failures=0)
     )
+    return opened

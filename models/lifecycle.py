@@ -208,8 +208,14 @@ _ENDS = {
     "cancelled": Event.END_CANCELLED,
     "expired": Event.END_EXPIRED,
 }
+AWAITS_DECISION = "a decision"
+"""`waits_for` of an accepted generation that only an operator can let go on."""
+
 UNSPECIFIED = "UNSPECIFIED"
 """`error_code` of a failure that the provider gave no code for."""
+
+TOO_MANY = "CONCURRENCY_LIMIT_REACHED"
+"""Code of a refusal for the number of tasks; "task is queued", it says: one may exist."""
 
 
 def rank(remote_status: str | None) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, func, select
 
+from models import gates, schedule
 from models.base import table_of
 from models.lifecycle import LIVE, TERMINAL, Status
 from models.tables import Gate, Generation, GenerationEvent, StrayTask, SubmitAttempt
@@ -184,6 +185,8 @@ class Summary:
     """How late the most overdue live generation is; 0 with none overdue."""
     gates: dict[str, str]
     """The closed gates, and why."""
+    slowed: tuple[str, ...]
+    """What else lets fewer in than usual."""
 
 
 def summary(conn: Connection) -> Summary:
@@ -213,4 +216,14 @@ def summary(conn: Connection) -> Summary:
         blocked,
         max(0.0, float(overdue or 0)),
         {name: reason or "" for name, reason in closed},
+        slowed(conn),
+    )
+
+
+def slowed(conn: Connection) -> tuple[str, ...]:
+    """What lets fewer in than usual, while no gate is closed."""
+    reopening, limit = gates.reopening(conn), schedule.learned(conn)
+    return (
+        *([] if reopening is None or reopening.done else [str(reopening)]),
+        *([] if limit is None else [f"the provider takes {limit} tasks at a time"]),
     )

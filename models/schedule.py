@@ -15,15 +15,16 @@ from typing import Any
 from sqlalchemy import Connection, Row, bindparam, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
-from models import transitions
+from models import gates, transitions
 from models.base import table_of
 from models.credit import Purse
-from models.lifecycle import IN_DOUBT, LIVE, Status
-from models.tables import LIVE_SQL, Generation, LearnedLimit
+from models.lifecycle import AWAITS_DECISION, IN_DOUBT, LIVE, Status
+from models.tables import LIVE_SQL, Generation, LearnedLimit, SubmitAttempt
 from models.transitions import in_seconds
 
 g = table_of(Generation).c
 _limits = table_of(LearnedLimit)
+_a = table_of(SubmitAttempt).c
 
 IN_FLIGHT = "in_flight"
 
@@ -70,9 +71,8 @@ def stage_of(status: Status, *, needs_upload: bool) -> Stage:
     return Stage.UPLOAD if needs_upload else Stage.SUBMIT
 
 
-_NEEDS_UPLOAD = (g.has_sources & or_(g.content.is_(None), g.content_until <= func.now())).label(
-    "needs_upload"
-)
+_needs_upload = g.has_sources & or_(g.content.is_(None), g.content_until <= func.now())
+_NEEDS_UPLOAD = _needs_upload.label("needs_upload")
 
 
 def claim_due(conn: Connection, limit: int, *, lease_seconds: float) -> list[Claim]:
@@ -131,6 +131,7 @@ _WAITING = text(
         FROM (
             SELECT id, fingerprint, priority, created_at, estimated_cost FROM generations g
             WHERE g.status = 'accepted' AND g.tenant = t.tenant AND g.due_at <= now()
+              AND g.waits_for IS DISTINCT FROM '{AWAITS_DECISION}'
               AND (CAST(:ceiling AS numeric) IS NULL OR g.estimated_cost <= :ceiling)
             ORDER BY g.priority DESC, g.created_at
             LIMIT :free
@@ -174,6 +175,10 @@ def admit(
         return []
     transitions.lapse(conn, g.status == Status.ACCEPTED)
     free = min(limit, max_in_flight - in_flight(conn))
+    if ceiling is not None and ceiling < 0:
+        free = 0  # a gate is closed for everything: don't read all that waits to find nothing
+    if free > 0 and (reopening := gates.reopening(conn)) is not None and not reopening.done:
+        free = min(free, reopening.allowed_now - _about_to_send(conn))
     claims: list[Claim] = []
     looking = free
     purse: Purse | None = None
@@ -261,6 +266,15 @@ def in_flight(conn: Connection) -> int:
     ).scalar_one()
 
 
+def _about_to_send(conn: Connection) -> int:
+    """How many were let in and have nothing left to upload: their POST comes next."""
+    return conn.execute(
+        select(func.count())
+        .select_from(Generation)
+        .where(g.status == Status.UPLOADING, g.attention.is_(None), ~_needs_upload)
+    ).scalar_one()
+
+
 def next_due_in(conn: Connection) -> float | None:
     """Seconds until the next live generation is due; None with none live."""
     seconds = conn.execute(
@@ -279,35 +293,132 @@ def wake(conn: Connection) -> None:
 # --- the limit that the provider teaches -------------------------------------------------------
 
 
-def learned_limit(conn: Connection, configured: int) -> int:
-    """`max_in_flight` as learned from CONCURRENCY_LIMIT_REACHED: never above the setting."""
-    value = conn.execute(
+RAISE_AFTER = 30.0
+"""Seconds without a refusal after which a learned limit is raised by one, to see whether it may."""
+
+RAISE_SELDOM = 3600.0
+"""At most so many seconds, when what it was raised to is refused again and again."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A learned limit."""
+
+    value: int
+    refused: int
+    """The latest value under which there was a refusal: so many were too many then."""
+    pause: float
+    """Seconds between two raises while `refused` has not been passed."""
+
+    @property
+    def raise_in(self) -> float:
+        """Seconds from its last change until it may be raised."""
+        return RAISE_AFTER if self.value >= self.refused else self.pause
+
+    def refuse(self, present: int, *, fresh: bool) -> "Limit":
+        """After a refusal, with `present` others at the provider or on their way: never under 1.
+
+        `fresh`: it was sent under this very limit, which is then too high. One that was sent
+        before (of the crowd that found the limit) only shows how many fit beside it.
+        """
+        value = max(1, min(self.value - 1 if fresh else self.value, present))
+        if not fresh:
+            return Limit(value, value + 1, self.pause)
+        # What a provider refuses again and again is tried less and less often: each refusal
+        # leaves a generation in doubt (protocol.md, "Answers").
+        again = self.value <= self.refused
+        pause = min(RAISE_SELDOM, self.pause * 2) if again else RAISE_AFTER
+        return Limit(value, max(self.value, value + 1), pause)
+
+
+def learned(conn: Connection) -> int | None:
+    """The limit that CONCURRENCY_LIMIT_REACHED taught, if it did."""
+    return conn.execute(
         select(_limits.c.value).where(_limits.c.name == IN_FLIGHT)
     ).scalar_one_or_none()
+
+
+def sent(conn: Connection) -> int:
+    """How many may have a remote task at work."""
+    return conn.execute(
+        select(func.count())
+        .select_from(Generation)
+        .where(g.status.in_(sorted(LIVE - {Status.UPLOADING})), g.attention.is_(None))
+    ).scalar_one()
+
+
+def learned_limit(conn: Connection, configured: int) -> int:
+    """`max_in_flight` as learned from CONCURRENCY_LIMIT_REACHED: never above the setting."""
+    value = learned(conn)
     return configured if value is None else min(configured, value)
 
 
-def learn_lower(conn: Connection, running: int) -> None:
-    """The provider said that `running` tasks are too many: allow one fewer, never under 1."""
-    lower = max(1, running - 1)
-    new = insert(LearnedLimit).values(name=IN_FLIGHT, value=lower)
-    conn.execute(
-        new.on_conflict_do_update(
-            index_elements=[_limits.c.name],
-            set_={"value": func.least(_limits.c.value, lower), "changed_at": func.now()},
+def learn_lower(conn: Connection, generation_id: uuid.UUID, attempt: int) -> int:
+    """The provider refused this attempt as one too many. Returns the limit learned from it."""
+    present = conn.execute(
+        select(func.count())
+        .select_from(Generation)
+        .where(
+            g.status.in_((Status.RUNNING, Status.SUBMITTING)),
+            g.attention.is_(None),
+            g.id != generation_id,
         )
+    ).scalar_one()
+    first = Limit(max(1, present), max(1, present) + 1, RAISE_AFTER)
+    made = conn.execute(
+        insert(LearnedLimit)
+        .values(name=IN_FLIGHT, value=first.value, refused=first.refused, pause=first.pause)
+        .on_conflict_do_nothing(index_elements=[_limits.c.name])
+        .returning(_limits.c.name)
     )
-
-
-def relax(conn: Connection, configured: int, *, every: float) -> None:
-    """Allow one more again after `every` seconds without a refusal; forget it at the setting."""
-    ripe = _limits.c.changed_at <= func.now() - text(f"interval '{float(every)} seconds'")
+    if made.first() is not None:
+        return first.value
+    row = conn.execute(
+        select(_limits.c.value, _limits.c.refused, _limits.c.pause, _limits.c.changed_at)
+        .where(_limits.c.name == IN_FLIGHT)
+        .with_for_update()
+    ).one_or_none()
+    if row is None:
+        return first.value  # forgotten in this moment: the next refusal says it again
+    fresh = conn.execute(
+        select(_a.started_at >= row.changed_at).where(
+            _a.generation_id == generation_id, _a.number == attempt
+        )
+    ).scalar_one()
+    limit = Limit(row.value, row.refused, row.pause).refuse(present, fresh=fresh)
     conn.execute(
         update(_limits)
-        .where(_limits.c.name == IN_FLIGHT, ripe)
-        .values(value=_limits.c.value + 1, changed_at=func.now())
+        .where(_limits.c.name == IN_FLIGHT)
+        .values(value=limit.value, refused=limit.refused, pause=limit.pause, changed_at=func.now())
     )
-    conn.execute(_limits.delete().where(_limits.c.name == IN_FLIGHT, _limits.c.value >= configured))
+    return limit.value
+
+
+def relax(conn: Connection, configured: int) -> None:
+    """Allow one more again, when every slot has been in use without a refusal for long enough.
+
+    Slots that nobody used prove nothing. At the setting the limit is forgotten.
+    """
+    row = conn.execute(
+        select(
+            _limits.c.value,
+            _limits.c.refused,
+            _limits.c.pause,
+            func.extract("epoch", func.now() - _limits.c.changed_at).label("age"),
+        )
+        .where(_limits.c.name == IN_FLIGHT)
+        .with_for_update(skip_locked=True)
+    ).one_or_none()
+    if row is None:
+        return
+    limit = Limit(row.value, row.refused, row.pause)
+    mine = _limits.c.name == IN_FLIGHT
+    if limit.value >= configured:
+        conn.execute(_limits.delete().where(mine))
+    elif row.age >= limit.raise_in and in_flight(conn) >= limit.value:
+        conn.execute(
+            update(_limits).where(mine).values(value=limit.value + 1, changed_at=func.now())
+        )
 
 
 # --- backoff -----------------------------------------------------------------------------------

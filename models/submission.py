@@ -3,14 +3,14 @@
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import Connection, exists, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
-from models import callbacks, gates, ledger, transitions
+from models import callbacks, gates, ledger, schedule, transitions
 from models.base import table_of
 from models.decisions import (
     IntentFacts,
@@ -22,7 +22,7 @@ from models.decisions import (
     obstacle_to_intent,
     obstacle_to_sending,
 )
-from models.lifecycle import IN_DOUBT, Note, Status
+from models.lifecycle import AWAITS_DECISION, IN_DOUBT, Note, Status
 from models.marks import draw_seed, fingerprint, producer_seed
 from models.schedule import BLOCKED_RECHECK
 from models.tables import OPEN_ATTEMPT_SQL, Generation, StrayTask, SubmitAttempt
@@ -34,8 +34,16 @@ s = table_of(StrayTask).c
 UNDECIDED_RECHECK = 300.0
 """Seconds until a generation that awaits a decision is looked at again."""
 
+_LOOK_AGAIN = 20
+"""At most so many of them at a time."""
+
 HELD_RECHECK = 5.0
 """Seconds a generation is put back for when a gate closed after its admission."""
+
+
+FORGOTTEN = timedelta(days=1)
+"""So long after an attempt has settled no task of it can still be created, however slow the
+provider: where its generation has ended, it stands in nobody's way any more."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +107,11 @@ def begin(
     ).one_or_none()
     if row is None:
         return Held("lease lost")
-    gate = gates.sending(conn).obstacle(row.estimated_cost)
     fixed = producer_seed(row.request)
     facts = IntentFacts(
         late=bool(row.late),
         cancel_wished=row.cancel_requested_at is not None,
-        gate=None if gate is None else gate.name,
+        gate=_held_back(conn, row.estimated_cost),
         own_task=_own_task(conn, generation_id),
         called_back=row.attempt > 0 and bool(callbacks.hints(conn, generation_id)),
         holder=None
@@ -153,10 +160,11 @@ def _hold(
             transitions.cancel(conn, generation_id)
             return Held("cancelled")
         case Obstacle.GATE:
+            assert facts.gate is not None, "held back by something"
             transitions.put_back(
-                conn, generation_id, lease, waits_for=f"gate {facts.gate}", seconds=HELD_RECHECK
+                conn, generation_id, lease, waits_for=facts.gate, seconds=HELD_RECHECK
             )
-            return Held(f"gate {facts.gate} is closed")
+            return Held(facts.gate)
         case Obstacle.OWN_TASK | Obstacle.CALLED_BACK:
             why = callbacks.WHY
             if obstacle is Obstacle.OWN_TASK:
@@ -165,8 +173,8 @@ def _hold(
                 conn,
                 generation_id,
                 lease,
-                waits_for="a decision",
-                # Looked at again seldom: only a decision, or its being followed, changes it.
+                # It is not let in again before `look_again` finds the reason gone.
+                waits_for=AWAITS_DECISION,
                 seconds=UNDECIDED_RECHECK,
                 attention=why,
             )
@@ -175,6 +183,53 @@ def _hold(
             assert facts.holder is not None, "held by somebody"
             put_back_blocked(conn, generation_id, lease, facts.holder)
             return Held(f"blocked by {facts.holder}")
+
+
+def _held_back(conn: Connection, estimate: Decimal) -> str | None:
+    """Why nothing of this estimated cost may be sent now: a gate, or too many at a time.
+
+    Asked again here, since much can have changed while references were uploaded.
+    """
+    # First, as it may wait for others who are about to send: what it then reads is later.
+    reopening = gates.reopening(conn, alone=True)
+    gate = gates.sending(conn).obstacle(estimate)
+    if gate is not None:
+        return f"gate {gate.name}"
+    if reopening is not None and not reopening.done and reopening.allowed_now == 0:
+        return f"gate {gates.GateName.BACKOFF}, {reopening}"
+    limit = schedule.learned(conn)
+    if limit is not None and schedule.sent(conn) >= limit:
+        return "a free slot: the provider has as many tasks as it takes"
+    return None
+
+
+def look_again(conn: Connection) -> None:
+    """Look whether what awaits a decision still must: its task may be followed by now.
+
+    Tells nothing in the history, however long it goes on.
+    """
+    due = (
+        select(g.id)
+        .where(
+            g.attention.is_not(None),
+            g.status == Status.ACCEPTED,
+            g.waits_for == AWAITS_DECISION,
+            g.due_at <= func.now(),
+        )
+        .order_by(g.due_at)
+        .limit(_LOOK_AGAIN)
+        .with_for_update(skip_locked=True)
+    )
+    for generation_id in conn.execute(due).scalars().all():
+        mine = _own_task(conn, generation_id) or callbacks.hints(conn, generation_id)
+        if not mine:
+            transitions.decided(conn, generation_id)
+        else:
+            conn.execute(
+                update(Generation)
+                .where(g.id == generation_id)
+                .values(due_at=transitions.in_seconds(UNDECIDED_RECHECK))
+            )
 
 
 def _own_task(conn: Connection, generation_id: uuid.UUID) -> str | None:
@@ -235,11 +290,13 @@ def fingerprint_holder(
     # A seed drawn for another generation may by chance equal the producer's.
     return conn.execute(
         select(a.generation_id)
+        .join(Generation, g.id == a.generation_id)
         .where(
             a.seed == seed,
             a.seed_drawn,
             a.generation_id != generation_id,
             text(OPEN_ATTEMPT_SQL),
+            or_(g.finished_at.is_(None), a.settle_at > func.now() - FORGOTTEN),
         )
         .limit(1)
     ).scalar_one_or_none()
@@ -278,10 +335,16 @@ def _fresh_seed(conn: Connection) -> int:
 def may_still_send(conn: Connection, intent: Intent) -> str | None:
     """Asked again just before the POST: why it must not be sent, or None.
 
-    Reads only what can have changed since the intent: the wish to cancel, the gates, the row.
+    Reads only what can have changed since the intent: the wish to cancel, the deadline, the
+    gates, the row.
     """
     row = conn.execute(
-        select(g.status, g.attempt, g.cancel_requested_at).where(g.id == intent.generation_id)
+        select(
+            g.status,
+            g.attempt,
+            g.cancel_requested_at,
+            (g.deadline_at <= func.now()).label("late"),
+        ).where(g.id == intent.generation_id)
     ).one_or_none()
     gate = gates.sending(conn).obstacle(intent.estimate)
     facts = SendFacts(
@@ -290,6 +353,7 @@ def may_still_send(conn: Connection, intent: Intent) -> str | None:
         cancel_wished=row is not None and row.cancel_requested_at is not None,
         gate=None if gate is None else gate.name,
         called_back=intent.attempt > 1 and bool(callbacks.hints(conn, intent.generation_id)),
+        late=row is not None and bool(row.late),
     )
     return obstacle_to_sending(facts, intended=intent.attempt)
 

@@ -321,6 +321,9 @@ class LearnedLimit(Base):
     name: Mapped[str] = mapped_column(Text, primary_key=True)
     value: Mapped[int]
     changed_at: Mapped[Instant] = mapped_column(server_default=func.now())
+    # The value that was refused last, and how long to wait until it is tried again.
+    refused: Mapped[int] = mapped_column(server_default="1")
+    pause: Mapped[float] = mapped_column(server_default="30")
 
     __table_args__ = (CheckConstraint("value >= 1", name="floor"),)
 

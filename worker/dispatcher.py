@@ -18,8 +18,9 @@ from pathlib import Path
 import psycopg
 from sqlalchemy import Connection, make_url
 
-from models import credit, gates, schedule, transitions
+from models import credit, gates, schedule, submission, transitions
 from models.credit import Purse, Senior
+from models.gates import GateName
 from models.schedule import Claim, Stage
 from worker.crash_points import reached
 from worker.runtime import Runtime
@@ -27,8 +28,8 @@ from worker.side_work import SideClaim, SideWork
 
 log = logging.getLogger(__name__)
 
-RELAX_EVERY = 30.0
-"""Seconds without a refusal after which a learned limit grows by one."""
+RELAX_EVERY = 5.0
+"""Seconds between two looks whether a limit or a gate may be relaxed."""
 
 FIRST_BALANCE = 5.0
 """Seconds that work waits, at most, for the first answer to what the account holds."""
@@ -38,6 +39,9 @@ TELL_EVERY = 2.0
 
 FORGET_GATES = 600.0
 """Seconds after which an open gate forgets how often it was closed."""
+
+DEADLY_PAUSE = 3600.0
+"""Seconds, at most, between two tries of what workers die of and what can't be failed."""
 
 RESOLVE_BATCH = 50
 """Generations in doubt that share one pair of readings of the task list."""
@@ -172,7 +176,11 @@ class Dispatcher:
             return []
         settings = self._rt.settings
         with self._rt.engine.begin() as conn:
-            self._relax(conn)
+            opened = self._relax(conn)
+        for name in opened:
+            log.warning("gate %s is open again", name)
+        with self._rt.engine.begin() as conn:
+            submission.look_again(conn)
             # With a gate closed for everything nobody is let in, and deadlines pass all the same.
             return schedule.admit(
                 conn,
@@ -213,12 +221,17 @@ class Dispatcher:
             self._asked = time.monotonic()
             self._broker.probe()
 
-    def _relax(self, conn: Connection) -> None:
-        if time.monotonic() - self._relaxed < RELAX_EVERY / 2:
-            return
+    def _relax(self, conn: Connection) -> list[GateName]:
+        """Raise a learned limit, and open the backoff gate for good; returns what opened."""
+        if time.monotonic() - self._relaxed < RELAX_EVERY:
+            return []
         self._relaxed = time.monotonic()
-        schedule.relax(conn, self._rt.settings.max_in_flight, every=RELAX_EVERY)
-        gates.forget(conn, after=FORGET_GATES)
+        schedule.relax(conn, self._rt.settings.max_in_flight)
+        opened = gates.forget(conn, after=FORGET_GATES)
+        reopening = gates.reopening(conn)
+        if reopening is not None and reopening.done and gates.open_(conn, GateName.BACKOFF):
+            opened.append(GateName.BACKOFF)
+        return opened
 
     def _probe(self) -> None:
         with self._rt.engine.begin() as conn:
@@ -242,12 +255,24 @@ class Dispatcher:
                 why = f"begun {claim.tries} times without coming back: workers die of it"
                 if transitions.need_attention(conn, claim.id, why):
                     log.error("generation %s needs attention: %s", claim.id, why)
+                # Still tried, more and more seldom: should this one die too, so be it.
+                schedule.release(conn, [claim], seconds=self._seldom(claim))
             good.append(claim)
         return good
 
+    def _seldom(self, claim: Claim) -> float:
+        """Seconds until it is handed out again if it does not come back: up to an hour."""
+        settings = self._rt.settings
+        doubled = settings.lease * 2.0 ** min(claim.tries - settings.max_tries, 16)
+        return max(settings.lease, min(DEADLY_PAUSE, doubled))
+
     def _hand_out(self, claims: Sequence[Claim]) -> None:
-        resolving = [claim for claim in claims if claim.stage is Stage.RESOLVE]
-        batches = [[claim] for claim in claims if claim.stage is not Stage.RESOLVE]
+        def shares(claim: Claim) -> bool:
+            # What workers seem to die of goes by itself: those beside it would die as often.
+            return claim.stage is Stage.RESOLVE and claim.tries < 2
+
+        resolving = [claim for claim in claims if shares(claim)]
+        batches = [[claim] for claim in claims if not shares(claim)]
         batches += [
             resolving[i : i + RESOLVE_BATCH] for i in range(0, len(resolving), RESOLVE_BATCH)
         ]

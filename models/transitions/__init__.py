@@ -17,7 +17,14 @@ from models.transitions.answers import (
 from models.transitions.before import admit, intend, lapse, poison, put_back, reject
 from models.transitions.cancelling import cancel, cancel_sent
 from models.transitions.core import Moved, in_seconds, move, note
-from models.transitions.following import apply_observation, calm, need_attention, reschedule
+from models.transitions.following import (
+    apply_observation,
+    calm,
+    decided,
+    need_attention,
+    overdue,
+    reschedule,
+)
 from models.transitions.settling import absent, give_up
 
 __all__ = [
@@ -30,6 +37,7 @@ __all__ = [
     "cancel",
     "cancel_sent",
     "close_attempt",
+    "decided",
     "declined",
     "doubt",
     "give_up",
@@ -40,6 +48,7 @@ __all__ = [
     "need_attention",
     "not_sent",
     "note",
+    "overdue",
     "poison",
     "put_back",
     "refused",

@@ -60,7 +60,8 @@ def close_attempt(
         )
         .values(
             outcome=outcome,
-            code=storable.text(code),
+            # Absent now, it was answered with this code all the same.
+            code=func.coalesce(storable.text(code), a.code),
             remote_task_id=remote_task_id,
             decided_at=func.now(),
         )
@@ -98,7 +99,8 @@ def _follow(
                 # A cancel that was asked for meanwhile goes out at once.
                 "due_at": case(
                     (g.cancel_requested_at.is_not(None), func.now()),
-                    else_=in_seconds(poll_seconds),
+                    # Nor does one go on beyond its deadline.
+                    else_=func.least(in_seconds(poll_seconds), g.deadline_at),
                 ),
             },
             detail={"remote_task_id": remote_task_id, **(detail or {})},

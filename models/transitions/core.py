@@ -10,6 +10,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     bindparam,
+    case,
     func,
     insert,
     literal,
@@ -55,6 +56,17 @@ class Moved:
 def in_seconds(seconds: float) -> ColumnElement[Any]:
     """The database's now, that many seconds on."""
     return func.now() + timedelta(seconds=seconds)
+
+
+def by_deadline(due: ColumnElement[Any]) -> ColumnElement[Any]:
+    """`due`, but for a running generation no later than a deadline that is still ahead."""
+    return case(
+        (
+            (g.status == Status.RUNNING) & (g.deadline_at > func.now()),
+            func.least(due, g.deadline_at),
+        ),
+        else_=due,
+    )
 
 
 ENDED: Values = {

@@ -28,6 +28,7 @@ from models.lifecycle import (
 )
 from models.transitions.core import (
     Moved,
+    by_deadline,
     g,
     generations,
     in_seconds,
@@ -130,8 +131,11 @@ def reschedule(
     polls: int | None = None,
     failures: int | None = None,
 ) -> bool:
-    """Say when a live generation is due next, if its lease is still held."""
-    values: dict[str, Any] = {"due_at": in_seconds(seconds), "tries": 0}
+    """Say when a live generation is due next, if its lease is still held.
+
+    While its task runs no later than its deadline: then it is to be cancelled.
+    """
+    values: dict[str, Any] = {"due_at": by_deadline(in_seconds(seconds)), "tries": 0}
     if polls is not None:
         values["polls"] = polls
     if failures is not None:
@@ -154,6 +158,33 @@ def need_attention(conn: Connection, generation_id: uuid.UUID, why: str) -> bool
     if done.rowcount:
         note(conn, generation_id, Note.ATTENTION, detail={"why": why})
     return done.rowcount == 1
+
+
+def overdue(conn: Connection, generation_id: uuid.UUID, lease: int) -> bool:
+    """Its deadline has passed while its task runs: the wish to cancel is stored, once."""
+    done = conn.execute(
+        update(generations)
+        .where(
+            g.id == generation_id,
+            g.lease == lease,
+            g.status == Status.RUNNING,
+            g.deadline_at <= func.now(),
+            g.cancel_requested_at.is_(None),
+        )
+        .values(cancel_requested_at=func.now())
+    )
+    if done.rowcount:
+        note(conn, generation_id, Note.CANCEL_ASKED, detail={"by": "deadline"})
+    return done.rowcount == 1
+
+
+def decided(conn: Connection, generation_id: uuid.UUID) -> None:
+    """What it awaited a decision about is settled: it may be let in again."""
+    conn.execute(
+        update(generations)
+        .where(g.id == generation_id, g.status == Status.ACCEPTED)
+        .values(attention=None, attention_at=None, waits_for=None, due_at=func.now())
+    )
 
 
 def calm(conn: Connection, generation_id: uuid.UUID) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import (
 )
 
 from models.decisions import after_absence
-from models.lifecycle import TRANSITIONS, Event
+from models.lifecycle import TOO_MANY, TRANSITIONS, Event
 from models.transitions.answers import close_attempt
 from models.transitions.core import (
     CALM,
@@ -38,19 +38,25 @@ def absent(
 ) -> Moved | None:
     """`uncertain → accepted | cancelled | failed`: no remote task exists for any attempt.
 
-    Only attempts that ended this way count against `max_attempts`; refusals burn none.
+    Only attempts that ended this way count against `max_attempts`; refusals burn none, and
+    neither does one that the provider had too many tasks for.
     """
     a = attempts_table.c
     row = lock(conn, generation_id)
     if row is None:
         return None
-    before = conn.execute(
-        select(func.count()).where(
-            a.generation_id == generation_id, a.outcome == "absent", a.number != attempt
-        )
-    ).scalar_one()
+    mine, vain = a.number == attempt, a.code.is_distinct_from(TOO_MANY)
+    before, counts = conn.execute(
+        select(
+            func.count().filter(~mine, a.outcome == "absent", vain),
+            func.count().filter(mine, vain),
+        ).where(a.generation_id == generation_id)
+    ).one()
     event = after_absence(
-        cancel_wished=row.cancel_wished, absent_before=before, max_attempts=max_attempts
+        cancel_wished=row.cancel_wished,
+        absent_before=before,
+        max_attempts=max_attempts,
+        counts=counts > 0,
     )
     guards = fenced(Event.ABSENT, generation_id, attempt=attempt)
     moved = None

@@ -1,5 +1,6 @@
 """Who is due, who gets to work on it, and who is let in."""
 
+import itertools
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -7,13 +8,13 @@ from datetime import timedelta
 from decimal import Decimal
 
 import pytest
-from sqlalchemy import Connection, Engine, func, select, text, update
+from sqlalchemy import Connection, Engine, func, text, update
 
 from models import gates, schedule, transitions
 from models.base import table_of
 from models.lifecycle import LIVE, TERMINAL, Status
 from models.schedule import Stage
-from models.tables import Generation, LearnedLimit
+from models.tables import Generation, LearnedLimit, SubmitAttempt
 from tests.integration import rows
 from tests.integration.rows import events, make, read
 from worker.dispatcher import Broker, Dispatcher
@@ -363,30 +364,105 @@ def age(conn: Connection, seconds: float) -> None:
     conn.execute(update(table_of(LearnedLimit)).values(changed_at=changed))
 
 
-def test_the_limit_is_learned_downwards_and_never_raised_by_a_refusal(conn):
-    assert schedule.learned_limit(conn, 50) == 50
-    for running, learned in ((12, 11), (30, 11), (5, 4), (1, 1), (0, 1), (-3, 1)):
-        schedule.learn_lower(conn, running)
-        assert schedule.learned_limit(conn, 50) == learned
+def refuse(conn: Connection, *, started: float = 0.0) -> int:
+    """One more is refused as one too many, sent so many seconds from now; the learned limit."""
+    one = make(conn, S.SUBMITTING, due_at=in_(60))
+    conn.execute(
+        update(table_of(SubmitAttempt))
+        .where(table_of(SubmitAttempt).c.generation_id == one)
+        .values(started_at=in_(started))
+    )
+    limit = schedule.learn_lower(conn, one, 1)
+    conn.execute(table_of(Generation).delete().where(g.id == one))
+    return limit
 
 
-def test_the_limit_is_never_above_the_setting(conn):
-    schedule.learn_lower(conn, 40)
-    assert schedule.learned_limit(conn, 5) == 5
+def occupy(conn: Connection, n: int, status: Status = S.RUNNING) -> list[uuid.UUID]:
+    return [make(conn, status, due_at=in_(60)) for _ in range(n)]
 
 
-def test_the_limit_grows_again_by_one_at_a_time_and_is_forgotten_at_the_setting(conn):
-    schedule.learn_lower(conn, 4)
-    schedule.relax(conn, 6, every=60)
-    assert schedule.learned_limit(conn, 6) == 3, "not before its time"
-    seen = []
-    for _ in range(4):
-        age(conn, 61)
-        schedule.relax(conn, 6, every=60)
-        schedule.relax(conn, 6, every=60)
-        seen.append(schedule.learned_limit(conn, 6))
-    assert seen == [4, 5, 6, 6]
-    assert conn.execute(select(func.count()).select_from(LearnedLimit)).scalar_one() == 0
+@pytest.mark.parametrize(
+    ("running", "on_their_way", "learned"), [(5, 0, 5), (0, 0, 1), (1, 0, 1), (3, 4, 7)]
+)
+def test_what_was_there_beside_a_refusal_is_the_limit_and_never_under_one(
+    conn, running, on_their_way, learned
+):
+    occupy(conn, running)
+    occupy(conn, on_their_way, S.SUBMITTING)
+    occupy(conn, 2, S.UNCERTAIN)  # may have no task at all
+    occupy(conn, 2, S.UPLOADING)
+    assert refuse(conn) == learned
+    assert schedule.learned_limit(conn, 50) == learned
+    assert schedule.learned_limit(conn, 2) == min(2, learned), "never above the setting"
+
+
+def test_a_crowd_finds_the_limit_without_going_under_it(conn):
+    """Fifty are sent together and five accepted: the answers come in any order."""
+    way = occupy(conn, 9, S.SUBMITTING)
+    assert refuse(conn, started=-1) == 9
+    for one in way[5:]:
+        conn.execute(table_of(Generation).delete().where(g.id == one))
+        refuse(conn, started=-1)
+    assert schedule.learned(conn) == 5
+    assert refuse(conn, started=-1) == 5, "what was sent before the limit was known says no more"
+
+
+def test_a_refusal_under_the_limit_lowers_it(conn):
+    occupy(conn, 5)
+    refuse(conn)
+    assert refuse(conn, started=1) == 4
+    assert [refuse(conn, started=1) for _ in range(5)] == [3, 2, 1, 1, 1]
+
+
+def test_a_raise_needs_time_and_slots_that_are_in_use(conn):
+    occupy(conn, 4)
+    refuse(conn)
+    schedule.relax(conn, 6)
+    assert schedule.learned(conn) == 4, "not before its time"
+    age(conn, schedule.RAISE_AFTER + 1)
+    schedule.relax(conn, 6)
+    schedule.relax(conn, 6)
+    assert schedule.learned(conn) == 5, "by one"
+    age(conn, schedule.RAISE_AFTER + 1)
+    schedule.relax(conn, 6)
+    assert schedule.learned(conn) == 5, "the fifth slot was not in use: nothing is known of it"
+    occupy(conn, 1)
+    schedule.relax(conn, 6)
+    assert schedule.learned(conn) == 6
+    schedule.relax(conn, 6)
+    assert schedule.learned(conn) is None, "forgotten at the setting"
+
+
+def test_a_hard_limit_is_tried_more_and_more_seldom(conn):
+    """The provider takes five, for ever: its refusals become rare."""
+    occupy(conn, 5)
+    refuse(conn)
+    waited, raises = 0, []
+    while waited < 86_400:
+        waited += 10
+        conn.execute(
+            update(table_of(LearnedLimit)).values(
+                changed_at=table_of(LearnedLimit).c.changed_at - timedelta(seconds=10)
+            )
+        )
+        schedule.relax(conn, 50)
+        if schedule.learned(conn) == 6:
+            raises.append(waited)
+            assert refuse(conn, started=1) == 5
+    pauses = [b - a for a, b in itertools.pairwise(raises)]
+    assert pauses == sorted(pauses)
+    assert pauses[0] <= 60
+    assert pauses[-1] == schedule.RAISE_SELDOM
+    assert len(raises) < 40, "of 2,880 with an even pause"
+
+
+def test_once_the_refused_value_holds_it_grows_quickly_again(conn):
+    limit = schedule.Limit(value=5, refused=6, pause=3600)
+    assert limit.raise_in == 3600
+    assert schedule.Limit(6, 6, 3600).raise_in == schedule.RAISE_AFTER
+    assert schedule.Limit(9, 6, 3600).refuse(8, fresh=True) == schedule.Limit(
+        8, 9, schedule.RAISE_AFTER
+    )
 
 
 def test_enqueuing_wakes_who_listens_at_the_commit(engine):

@@ -84,9 +84,9 @@ def test_how_it_ended() -> None:
 
 
 def test_the_state_in_one_line() -> None:
-    summary = Summary({Status.RUNNING: 2}, 2, 1, 0, 47.0, {"credit": "nothing left"})
+    summary = Summary({Status.RUNNING: 2}, 2, 1, 0, 47.0, {"credit": "no more"}, ("slowed",))
     assert watch.line(summary) == (
-        "running 2, in flight 2, attention 1, late by over 40s, gate credit closed: nothing left"
+        "running 2, in flight 2, attention 1, late by over 40s, gate credit closed: no more, slowed"
     )
 
 

@@ -91,7 +91,8 @@ def _rows(conn: Connection, settings: Settings) -> list[Check]:
                 _GATES[gate.name],
             )
         )
-    if not closed:
+    checks += [warn("gates", said, "it opens further by itself") for said in summary.slowed]
+    if not closed and not summary.slowed:
         checks.append(ok("gates", "all open"))
     if summary.attention:
         found = f"{summary.attention} generations need an operator"

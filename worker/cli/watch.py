@@ -18,7 +18,7 @@ from worker.cli.context import database
 from worker.cli.errors import database_problem
 from worker.cli.listing import row_of, table_headings
 
-_OTHER_LINES = 6
+_OTHER_LINES = 8
 _LATE = 10.0
 
 
@@ -75,6 +75,7 @@ def _print_json(snapshot: Snapshot) -> None:
             "blocked": summary.blocked,
             "oldest_due_seconds": round(summary.oldest_due_seconds, 1),
             "gates": summary.gates,
+            "slowed": summary.slowed,
             "newest": [output.generation_json(view) for view in snapshot.newest],
         }
     )
@@ -133,6 +134,7 @@ def line(summary: Summary) -> str:
         # In steps, so that a pipe doesn't get a line for each second.
         parts.append(f"late by over {int(summary.oldest_due_seconds // _LATE * _LATE)}s")
     parts += [f"gate {name} closed: {why}" for name, why in sorted(summary.gates.items())]
+    parts += summary.slowed
     return ", ".join(parts)
 
 
@@ -155,7 +157,8 @@ def screen(snapshot: Snapshot) -> Group:
         Text(f"gate {name} is closed: {why}", style="yellow")
         for name, why in sorted(summary.gates.items())
     ]
-    parts: list[RenderableType] = [counts, facts, *gates]
+    slowed = [Text(said, style="yellow") for said in summary.slowed]
+    parts: list[RenderableType] = [counts, facts, *gates, *slowed]
     if snapshot.newest:
         rows = [row_of(view) for view in snapshot.newest]
         headings, right, shrink = table_headings()

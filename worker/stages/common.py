@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, func, select, update
+from sqlalchemy import Connection, Engine, false, func, select, update
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -44,6 +44,7 @@ class Row:
     remote_task_id: str | None
     cancel_wished: bool
     cancel_sent: bool
+    overdue: bool
     submitted_ago: float
     polls: int
     failures: int
@@ -86,6 +87,7 @@ def load(conn: Connection, generation_id: uuid.UUID, lease: int) -> Row | None:
             g.remote_task_id,
             g.cancel_requested_at.is_not(None).label("cancel_wished"),
             g.cancel_sent_at.is_not(None).label("cancel_sent"),
+            func.coalesce(g.deadline_at <= func.now(), false()).label("overdue"),
             func.coalesce(func.extract("epoch", func.now() - g.submitted_at), 0).label("ago"),
             g.polls,
             g.failures,
@@ -105,6 +107,7 @@ def load(conn: Connection, generation_id: uuid.UUID, lease: int) -> Row | None:
         r.remote_task_id,
         r.cancel_wished,
         r.cancel_sent,
+        r.overdue,
         float(r.ago),
         r.polls,
         r.failures,
@@ -167,7 +170,11 @@ def hold(rt: Runtime, error: ApiError, *, estimate: Decimal | None = None) -> st
             case _:
                 name = GateName.BACKOFF
                 failures = gates.failures(conn, name)
-                seconds = error.retry_after or backoff(failures, base=BACKOFF_BASE, cap=60.0)
+                seconds = backoff(failures, base=BACKOFF_BASE, cap=60.0)
+                if error.retry_after:
+                    # Told the first time, it is taken at its word; when trouble returns, it was
+                    # not long enough.
+                    seconds = max(error.retry_after, seconds if failures else 0.0)
                 reason = error.code or str(error)[:200]
                 newly = gates.close(conn, name, reason, opens_in=min(seconds, 600.0))
     if newly:

@@ -7,9 +7,9 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from api_client import ApiError, Disposition, GenerationRequest, NotSent, Submitted
-from models import callbacks, decisions, schedule, submission, transitions, watch
+from models import callbacks, decisions, gates, schedule, submission, transitions, watch
 from models.callbacks import Address
-from models.lifecycle import Status
+from models.lifecycle import TOO_MANY, Status
 from models.submission import Held, Intent
 from worker import callback_address
 from worker.crash_points import reached
@@ -180,9 +180,10 @@ def _known(conn: Connection, task_id: str) -> bool:
 
 
 def _refused(rt: Runtime, intent: Intent, error: ApiError) -> None:
-    if error.code == "CONCURRENCY_LIMIT_REACHED":
+    if error.code == TOO_MANY:
         with rt.engine.begin() as conn:
-            schedule.learn_lower(conn, schedule.in_flight(conn))
+            limit = schedule.learn_lower(conn, intent.generation_id, intent.attempt)
+        log.info("the provider has too many tasks: at most %d in flight for now", limit)
     # A refusal that names a task is none: the task may exist.
     match Disposition.AMBIGUOUS if error.task_id else error.disposition:
         case Disposition.PERMANENT:
@@ -229,8 +230,13 @@ def _refused(rt: Runtime, intent: Intent, error: ApiError) -> None:
 
 
 def _in_trouble(rt: Runtime) -> bool:
-    """Whether answers fail again and again: then nothing more is sent into doubt for a while."""
+    """Whether answers fail again and again: then nothing more is sent into doubt for a while.
+
+    While the provider is being tried after such a while, one is enough.
+    """
     with rt.engine.connect() as conn:
+        if gates.reopening(conn) is not None:
+            return True
         return submission.lately_in_doubt(conn, seconds=TROUBLE_SECONDS) >= TROUBLE_DOUBTS
 
 
