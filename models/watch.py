@@ -11,7 +11,17 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, exists, func, literal_column, or_, select, text, update
+from sqlalchemy import (
+    Connection,
+    exists,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+    text,
+    update,
+)
 
 from models import submission, transitions
 from models.base import among, table_of
@@ -263,15 +273,12 @@ def in_doubt(
             .where(a.generation_id == generation_id, text(OPEN_ATTEMPT_SQL))
             .order_by(a.number)
         ).all()
-        rival = conn.execute(
-            select(
-                exists().where(
-                    a.fingerprint == row.fingerprint,
-                    a.generation_id != generation_id,
-                    text(OPEN_ATTEMPT_SQL),
-                )
-            )
-        ).scalar_one()
+        rival = _rival(
+            conn,
+            generation_id,
+            row.fingerprint,
+            since=min((attempt.started_at for attempt in attempts), default=None),
+        )
         settle_in = [float(attempt.settle_in) for attempt in attempts]
         case = Case(
             generation_id,
@@ -294,6 +301,28 @@ def in_doubt(
             )
         )
     return found
+
+
+def _rival(
+    conn: Connection, generation_id: uuid.UUID, fingerprint: str, *, since: datetime | None
+) -> bool:
+    """Whether another generation has an open attempt that a task could just as well be of.
+
+    One that ended, and whose attempt had settled long before `since`, can't have a task made so
+    late.
+    """
+    other = exists().where(g.id == a.generation_id, g.finished_at.is_(None))
+    lately = literal(True) if since is None else a.settle_at > since - submission.FORGOTTEN
+    return conn.execute(
+        select(
+            exists().where(
+                a.fingerprint == fingerprint,
+                a.generation_id != generation_id,
+                text(OPEN_ATTEMPT_SQL),
+                or_(other, lately),
+            )
+        )
+    ).scalar_one()
 
 
 def created_since(conn: Connection, since: datetime, until: datetime) -> frozenset[str]:

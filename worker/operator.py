@@ -124,7 +124,7 @@ def resubmit(engine: Engine, generation_id: uuid.UUID, *, attempt: int, by: str)
             # The bound on attempts is there for what nobody looks at.
             transitions.absent(conn, generation_id, attempt, max_attempts=attempt + 1, detail=told)
         elif disowned or uncalled:
-            transitions.calm(conn, generation_id)
+            transitions.decided(conn, generation_id)
             transitions.note(conn, generation_id, Note.ATTENTION, attempt=attempt, detail=told)
         else:
             raise DecisionRefused(

@@ -142,14 +142,18 @@ def _skew_of_tasks(rt: Runtime, seen: Sequence[Observation]) -> list[Skew]:
     ]
 
 
-def with_seeds(rt: Runtime, tasks: Sequence[Observation]) -> list[Observation]:
+def with_seeds(
+    rt: Runtime, tasks: Sequence[Observation], *, on_task: Callable[[], None]
+) -> list[Observation]:
     """GET each task that shows no seed in the list: the task itself may show it.
 
-    One that can't be had stays as it was: without a seed it could be anybody's.
+    One that can't be had stays as it was: without a seed it could be anybody's. `on_task` is
+    called before each GET: renew leases there.
     """
     found = []
     for task in tasks:
         if task.seed in (None, -1):
+            on_task()
             try:
                 task = observation(rt.client.get(task.task_id))
             except ApiError as error:

@@ -92,6 +92,11 @@ class Settings(BaseSettings):
         5.0, description="The shortest time between two looks at a task (the provider advises 5)."
     )
     poll_max: Seconds = Field(30.0, description="The longest time between two looks at a task.")
+    stalled_after: Seconds = Field(
+        7_200.0,
+        description="How long after its submission a task that has not ended needs attention"
+        " (the provider speaks of minutes). It is still looked at, more seldom.",
+    )
     reconcile_every: Seconds = Field(
         300.0, description="How often beat reconciles against the provider's task list."
     )
@@ -126,7 +131,9 @@ class Settings(BaseSettings):
         1.0, description="How often a dispatcher looks for due work when nothing wakes it."
     )
     probe_every: Seconds = Field(
-        30.0, description="How often a closed gate is probed, by asking for the balance."
+        30.0,
+        description="How often a closed gate is probed, by asking for the balance; the longer"
+        " it is closed the more seldom, down to a tenth as often.",
     )
     upload_valid: Seconds = Field(
         86_400.0, description="How long an uploaded file is reused for the same bytes."

@@ -37,6 +37,7 @@ GOOD = {
     "http_connect_timeout": ("2", 2.0),
     "poll_min": ("6", 6.0),
     "poll_max": ("60", 60.0),
+    "stalled_after": ("600", 600.0),
     "reconcile_every": ("60", 60.0),
     "balance_every": ("60", 60.0),
     "check_balance": ("false", False),

@@ -11,7 +11,7 @@ from rich.text import Text
 from sqlalchemy import Connection, select
 
 from api_client.redaction import redact, redact_all
-from models import reads
+from models import reads, waiting
 from models.base import table_of
 from models.reads import AttemptView, EventView, GenerationView, StrayView
 from models.tables import Generation, Upload
@@ -45,6 +45,8 @@ class Shown:
     attempts: list[AttemptView]
     events: list[EventView]
     strays: list[StrayView]
+    waits_for: str | None
+    """Why it waits, as of now."""
 
 
 @click.command()
@@ -68,6 +70,7 @@ def show(*, name: str, urls: bool, as_json: bool) -> None:
         output.print_json(
             {
                 **output.generation_json(shown.view, urls=urls),
+                "waits_for": shown.waits_for,
                 "references": shown.references if urls else redact_all(_plain(shown.references)),
                 "attempts": shown.attempts,
                 "events": shown.events,
@@ -86,6 +89,7 @@ def load(conn: Connection, view: GenerationView) -> Shown:
         reads.attempts(conn, view.id),
         reads.events(conn, view.id),
         reads.strays(conn, generation_id=view.id),
+        None if view.ended else waiting.why(conn, view),
     )
 
 
@@ -126,7 +130,7 @@ def _print(to: Console, shown: Shown, *, urls: bool) -> None:
     fields = Table(box=None, show_header=False, pad_edge=False)
     fields.add_column(style="dim", no_wrap=True)
     fields.add_column(overflow="fold")
-    for label, value in _fields(shown.view, urls=urls):
+    for label, value in _fields(shown.view, shown.waits_for, urls=urls):
         fields.add_row(label, value)
     to.print(fields)
     for reference in shown.references:
@@ -172,7 +176,7 @@ def timeline(events: list[EventView], since: datetime) -> Table:
     return table
 
 
-def _fields(view: GenerationView, *, urls: bool) -> list[tuple[str, Any]]:
+def _fields(view: GenerationView, waits_for: str | None, *, urls: bool) -> list[tuple[str, Any]]:
     request = view.request if urls else redact_all(view.request)
     parameters = ", ".join(
         f"{key} {value}"
@@ -186,7 +190,7 @@ def _fields(view: GenerationView, *, urls: bool) -> list[tuple[str, Any]]:
         ("generation", str(view.id)),
         ("status", output.status_text(view.status)),
         ("attention", view.attention),
-        ("waits for", None if view.ended else view.waits_for),
+        ("waits for", waits_for),
         ("blocked by", view.blocked_by),
         ("error", " ".join(filter(None, (view.error_code, view.error_message)))),
         ("remote task", view.remote_task_id),

@@ -28,8 +28,13 @@ def run(rt: Runtime, generation_id: uuid.UUID, lease: int) -> None:
     row = common.begin(rt.engine, generation_id, lease)
     if row is None or row.status != Status.RUNNING or row.remote_task_id is None:
         return
+    overdue = row.overdue and not row.cancel_wished
+    if overdue:
+        with rt.engine.begin() as conn:
+            transitions.overdue(conn, row.id, row.lease)
+        log.info("generation %s has passed its deadline: its task is cancelled", row.id)
     try:
-        if row.cancel_wished and not row.cancel_sent:
+        if (row.cancel_wished or overdue) and not row.cancel_sent:
             _cancel(rt, row, row.remote_task_id)
         task = rt.client.get(row.remote_task_id, retry=False)
     except NoTokenError:
@@ -47,8 +52,6 @@ def run(rt: Runtime, generation_id: uuid.UUID, lease: int) -> None:
         ended = transitions.apply_observation(conn, common.observation(task))
         if not isinstance(ended, transitions.Moved):
             _again(rt, conn, row)
-        if row.attention is not None:
-            transitions.calm(conn, row.id)
     if isinstance(ended, transitions.Moved):
         log.info("generation %s is %s", row.id, ended.status)
 
@@ -57,9 +60,20 @@ def _again(rt: Runtime, conn: Connection, row: common.Row) -> None:
     seconds = schedule.poll_delay(
         row.polls + 1, shortest=rt.settings.poll_min, longest=rt.settings.poll_max
     )
+    if row.submitted_ago > rt.settings.stalled_after:
+        transitions.need_attention(conn, row.id, _stalled(rt, row))
+        seconds = max(seconds, SLOW)
+    elif row.attention is not None:
+        transitions.calm(conn, row.id)
     transitions.reschedule(
         conn, row.id, row.lease, seconds=seconds, polls=row.polls + 1, failures=0
     )
+
+
+def _stalled(rt: Runtime, row: common.Row) -> str:
+    """The same words at each look: it is told once."""
+    hours = rt.settings.stalled_after / 3600
+    return f"its remote task {row.remote_task_id} has not ended in {hours:.3g} h: still looked at"
 
 
 def _cancel(rt: Runtime, row: common.Row, task_id: str) -> None:
@@ -102,6 +116,8 @@ def _failed(rt: Runtime, row: common.Row, error: ApiError) -> None:
         common.hold(rt, error)
     elif error.disposition is Disposition.PERMANENT:
         attention = f"its remote task can't be read: {error}"
+    if attention is None and row.submitted_ago > rt.settings.stalled_after:
+        attention = _stalled(rt, row)
     if attention is not None:
         seconds = max(seconds, SLOW)
     log.warning("generation %s can't be seen, again in %.0f s: %s", row.id, seconds, error)

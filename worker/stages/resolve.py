@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from api_client import ApiError, Disposition
 from models import callbacks, resolution, schedule, transitions, watch
-from models.lifecycle import IN_DOUBT, Observation, Status
+from models.lifecycle import IN_DOUBT, Status
 from models.resolution import Absent, Adopt, Undecided, Verdict
 from models.watch import InDoubt
 from worker.crash_points import reached
@@ -93,12 +93,13 @@ def run(rt: Runtime, claims: Sequence[tuple[uuid.UUID, int]]) -> dict[uuid.UUID,
 
 def _read_twice(rt: Runtime, cases: Sequence[InDoubt]) -> dict[uuid.UUID, Verdict]:
     """Two complete readings, the second begun after the first ended, judged together."""
-    reading = _read(rt, cases)
-    first = _judged(rt, cases, reading)
+    keep = _Renewal(rt, cases)
+    reading = _read(rt, cases, keep)
+    first = _judged(rt, cases, reading, keep)
     if all(resolution.proven(verdict) for verdict in first.values()):
         return first  # a drawn seed proves itself; absence is what needs a second look
-    again = _read(rt, cases)
-    second = _judged(rt, cases, again)
+    again = _read(rt, cases, keep)
+    second = _judged(rt, cases, again, keep)
     sound = resolution.borne_out(seen(reading), seen(again))
     return {
         generation_id: resolution.agree(
@@ -108,25 +109,30 @@ def _read_twice(rt: Runtime, cases: Sequence[InDoubt]) -> dict[uuid.UUID, Verdic
     }
 
 
-def _read(rt: Runtime, cases: Sequence[InDoubt]) -> ListReading:
-    since = min(attempt.started_at for one in cases for attempt in one.case.attempts)
-    renewed = time.monotonic()
+class _Renewal:
+    """Renews the leases of all cases now and then, while much is read for them."""
 
-    def on_page(_: Sequence[Observation]) -> None:
-        nonlocal renewed
-        if time.monotonic() - renewed < rt.settings.lease / 4:
+    def __init__(self, rt: Runtime, cases: Sequence[InDoubt]) -> None:
+        self._rt, self._cases = rt, cases
+        self._renewed = time.monotonic()
+
+    def __call__(self, *_: object) -> None:
+        lease = self._rt.settings.lease
+        if time.monotonic() - self._renewed < lease / 4:
             return
-        renewed = time.monotonic()
-        for one in cases:
-            common.renew(rt.engine, one.case.generation_id, one.lease, rt.settings.lease)
+        self._renewed = time.monotonic()
+        for one in self._cases:
+            common.renew(self._rt.engine, one.case.generation_id, one.lease, lease)
 
-    return read_list(
-        rt, since=since, list_lag=rt.settings.list_lag + rt.settings.settle_margin, on_page=on_page
-    )
+
+def _read(rt: Runtime, cases: Sequence[InDoubt], keep: _Renewal) -> ListReading:
+    since = min(attempt.started_at for one in cases for attempt in one.case.attempts)
+    lag = rt.settings.list_lag + rt.settings.settle_margin
+    return read_list(rt, since=since, list_lag=lag, on_page=keep)
 
 
 def _judged(
-    rt: Runtime, cases: Sequence[InDoubt], reading: ListReading
+    rt: Runtime, cases: Sequence[InDoubt], reading: ListReading, keep: _Renewal
 ) -> dict[uuid.UUID, Verdict]:
     with rt.engine.connect() as conn:
         known = watch.followed(conn, [task.task_id for task in reading.tasks])
@@ -142,7 +148,7 @@ def _judged(
         for task in unknown
         if task.seed in (None, -1) and (task.created_at is None or task.created_at >= window_start)
     ]
-    looked_at = {task.task_id: task for task in with_seeds(rt, seedless)}
+    looked_at = {task.task_id: task for task in with_seeds(rt, seedless, on_task=keep)}
     unknown = [looked_at.get(task.task_id, task) for task in unknown]
     verdicts: dict[uuid.UUID, Verdict] = {}
     for one in cases:
