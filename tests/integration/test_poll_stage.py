@@ -97,6 +97,7 @@ def test_a_failure_without_a_code(lab):
     ],
 )
 def test_nothing_that_a_get_says_fails_a_generation(lab, kind, params):
+    lab.rt = lab.make_runtime(poll_min=20, poll_max=30)
     generation_id = lab.send()
     lab.sim.fault("get", kind, **params)
     for _ in range(3):
