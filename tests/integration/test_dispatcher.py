@@ -399,6 +399,46 @@ def test_after_the_post_it_needs_attention_and_is_never_failed(lab, state):
     lab.complete(generation_id)
 
 
+def test_what_kills_workers_after_the_post_is_tried_more_and_more_seldom(lab):
+    lab.rt = lab.make_runtime(max_tries=2)
+    generation_id = lab.send()
+    one = dispatcher(lab, Messages(lab, deadly(lab)))
+    waits = []
+    for _ in range(7):
+        lab.due_now(generation_id)
+        one.tick()
+        waits.append(float(lab.value("SELECT extract(epoch FROM due_at - now()) FROM generations")))
+    lease = lab.rt.settings.lease
+    assert all(wait <= lease for wait in waits[:2])
+    assert [round(wait / lease) for wait in waits[3:]] == [2, 4, 8, 16]
+    lab.complete(generation_id)
+
+
+def test_what_kills_workers_does_not_take_those_down_that_are_resolved_with_it(lab):
+    """Its killer's readings are its own from the third time on, and the others move on."""
+    lab.rt = lab.make_runtime(max_tries=4)
+    poison, *others = [lab.in_doubt(f"cat {n}") for n in range(4)]
+
+    def fate(stage, claims):
+        if stage is Stage.RESOLVE and poison in {claim.id for claim in claims}:
+            return deadly(lab)(stage, claims)
+        return 1
+
+    one = dispatcher(lab, Messages(lab, fate))
+    for _ in range(6):
+        for generation_id in (poison, *others):
+            lab.settle(generation_id)
+            lab.due_now(generation_id)
+        one.tick()
+    assert {lab.get(i).status for i in others} == {Status.RUNNING}
+    assert {lab.get(i).attention for i in others} == {None}
+    view = lab.get(poison)
+    assert view.status is Status.UNCERTAIN
+    assert "workers die of it" in (view.attention or "")
+    lab.resolve(poison)
+    lab.end_tasks()
+
+
 def test_those_in_doubt_share_their_readings(lab):
     lab.sim.fault("submit", "lost", times=3)
     ids = [lab.send(f"cat {n}") for n in range(3)]
