@@ -505,6 +505,7 @@ def errands(lab, count, run=lambda rt, claim: None):
 
 
 def test_side_work_goes_out_a_few_at_a_time(lab):
+    lab.rt = lab.make_runtime(tick=60)
     messages = Messages(lab)
     one = dispatcher(lab, messages, slots=8, side_work=[errands(lab, 10)])
     one.tick()

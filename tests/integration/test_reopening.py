@@ -105,9 +105,6 @@ def test_what_was_let_in_before_the_storm_waits_as_well(lab):
 
 def test_two_that_count_at_the_same_moment_are_not_both_the_first(lab):
     for n in range(8):
-        lab.sql("DELETE FROM submit_attempts")
-        lab.sql("DELETE FROM generation_events")
-        lab.sql("DELETE FROM generations")
         lab.sql("DELETE FROM gates")
         claims = [lab.start(text_request(f"cat {n} {i}")) for i in range(4)]
         storm_is_over(lab)
