@@ -4,6 +4,7 @@ from sqlalchemy import Connection, and_, func, or_, select
 
 from models import gates, reads, schedule
 from models.base import table_of
+from models.credit import SHORT
 from models.lifecycle import AWAITS_DECISION, Status
 from models.reads import GenerationView
 from models.tables import Generation
@@ -27,7 +28,8 @@ def why(conn: Connection, view: GenerationView) -> str | None:
     put_off = conn.execute(
         select(g.due_at > func.now()).where(g.id == view.id)
     ).scalar_one_or_none()
-    if put_off and view.waits_for is not None:
+    short = (view.waits_for or "").startswith(SHORT)
+    if view.waits_for is not None and (put_off or short):
         return view.waits_for
     return ", ".join((_turn(conn, view), *reads.slowed(conn)))
 

@@ -5,13 +5,13 @@ A test that uses none of them does no I/O; the servers start when first asked fo
 
 import os
 import signal
-import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
 
 import simulator as provider
 from models.database import make_engine
+from tests.databases import TEMPLATE, Databases
 from worker import migrate
 from worker.embedded_postgres import EmbeddedPostgres
 from worker.embedded_valkey import EmbeddedValkey
@@ -34,10 +34,10 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
-    """One PostgreSQL server for the run, with a migrated database `template_seedance`."""
+    """One PostgreSQL server for the run, with a migrated database to copy."""
     folder = tmp_path_factory.mktemp("postgres")
     with EmbeddedPostgres(folder, durable=False) as server:
-        engine = make_engine(server.create_database("template_seedance"))
+        engine = make_engine(server.create_database(TEMPLATE))
         migrate.upgrade(engine)
         engine.dispose()
         yield server
@@ -50,12 +50,17 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]
         yield server
 
 
+@pytest.fixture(scope="session")
+def databases(postgres: EmbeddedPostgres) -> Databases:
+    """Migrated databases of the run's server."""
+    return Databases(postgres)
+
+
 @pytest.fixture
-def database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
-    """The address of a fresh, migrated database."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    yield postgres.create_database(name, template="template_seedance")
-    postgres.drop_database(name)
+def database_url(databases: Databases) -> Iterator[str]:
+    """The address of an empty, migrated database."""
+    with databases.lend() as url:
+        yield url
 
 
 _broker_db = iter(range(1, 1_000_000))

@@ -12,6 +12,7 @@ from models.base import table_of
 from models.database import make_engine
 from models.lifecycle import IN_DOUBT, TERMINAL, Observation, Status
 from models.tables import Generation, GenerationEvent, SubmitAttempt
+from tests.databases import TEMPLATE
 from worker.embedded_postgres import EmbeddedPostgres
 
 REQUEST: dict[str, Any] = {
@@ -33,7 +34,7 @@ _AFTER_SUBMISSION = frozenset({Status.RUNNING, Status.COMPLETED})
 def fresh_database(server: EmbeddedPostgres) -> Iterator[Engine]:
     """A migrated database for a module whose tests undo what they do, or mind only their rows."""
     name = f"test_{uuid.uuid4().hex[:12]}"
-    engine = make_engine(server.create_database(name, template="template_seedance"), pool_size=12)
+    engine = make_engine(server.create_database(name, template=TEMPLATE), pool_size=12)
     yield engine
     engine.dispose()
     server.drop_database(name)
