@@ -89,6 +89,8 @@ class Generation(Base):
     waits_for: Mapped[str | None] = mapped_column(Text)
     attention: Mapped[str | None] = mapped_column(Text)
     attention_at: Mapped[Instant | None]
+    # Until when somebody wants to be told of its transitions (models.telling).
+    waited_until: Mapped[Instant | None]
 
     created_at: Mapped[Instant] = mapped_column(server_default=func.now())
     submitted_at: Mapped[Instant | None]
@@ -290,6 +292,12 @@ class Upload(Base):
             "(file_path IS NULL) = (valid_until IS NULL)", name="uploaded_has_validity"
         ),
         CheckConstraint("length(sha256) = 64", name="sha256_is_hex"),
+        # Pruning a generation looks for its claims.
+        Index(
+            "ix_uploads_claimed_by",
+            "claimed_by",
+            postgresql_where=text("claimed_by IS NOT NULL"),
+        ),
     )
 
 

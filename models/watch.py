@@ -64,8 +64,14 @@ def followed(conn: Connection, task_ids: Sequence[str]) -> set[str]:
     )
 
 
-def hold_against(conn: Connection, seen: Sequence[Observation]) -> Sightings:
-    """Apply a page of the list: observe what is known, judge what is not."""
+def hold_against(
+    conn: Connection, seen: Sequence[Observation], *, forgotten: datetime | None = None
+) -> Sightings:
+    """Apply a page of the list: observe what is known, judge what is not.
+
+    `forgotten`: tasks from before then that match no attempt may have been of generations that
+    were pruned since, and are passed over instead of being taken for foreign.
+    """
     result = Sightings()
     known = followed(conn, [task.task_id for task in seen])
     # One order for every pass: two passes over the same rows can't deadlock.
@@ -76,7 +82,7 @@ def hold_against(conn: Connection, seen: Sequence[Observation]) -> Sightings:
             elif isinstance(transitions.apply_observation(conn, task), transitions.Moved):
                 result.changed.append(task.task_id)
         else:
-            _judge_unknown(conn, task, result)
+            _judge_unknown(conn, task, result, forgotten)
     _no_longer_stray(conn, known)
     return result
 
@@ -98,10 +104,14 @@ def _no_longer_stray(conn: Connection, known: set[str]) -> None:
         )
 
 
-def _judge_unknown(conn: Connection, task: Observation, result: Sightings) -> None:
+def _judge_unknown(
+    conn: Connection, task: Observation, result: Sightings, forgotten: datetime | None
+) -> None:
     match = whose(task, _candidates(conn, task))
     kind = sighting(task, match)
     if match is None or kind is Sighting.FOREIGN:
+        if forgotten is not None and task.created_at is not None and task.created_at < forgotten:
+            return
         result.foreign.append(task.task_id)
         submission.upsert_stray(conn, kind="foreign", **stray_values(task))
         return

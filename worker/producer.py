@@ -14,62 +14,29 @@ needed; no broker and no API key.
 """
 
 import itertools
-import os
+import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 from api_client import GenerationRequest, InvalidRequest
 from models import budgets, intake, reads, schedule, transitions
 from models.budgets import BudgetExceeded, BudgetView, Room
-from models.database import make_engine
 from models.intake import IdempotencyConflict
-from models.reads import GenerationView
+from models.reads import EventView, GenerationView
+from worker.producer_database import connection, engine, follower, joined
 from worker.requests import check_request, new_generation
-from worker.settings import SettingsError
+from worker.waiting import Deadline, Ends, History, StillRunningError, UnknownGenerationError
 
 BATCH = 1_000
 
 Request = GenerationRequest | Mapping[str, Any]
 _T = TypeVar("_T")
-
-_engines: dict[tuple[int, str], Engine] = {}
-
-
-class UnknownGenerationError(LookupError):
-    """There is no generation of this id."""
-
-
-def _engine() -> Engine:
-    url = os.environ.get("SEEDANCE_DATABASE_URL")
-    if not url:
-        raise SettingsError("SEEDANCE_DATABASE_URL is not set: where shall generations be stored?")
-    key = (os.getpid(), url)
-    if key not in _engines:
-        try:
-            _engines[key] = make_engine(url, application="seedance-producer")
-        except ValueError as error:
-            raise SettingsError(f"SEEDANCE_DATABASE_URL {error}") from None
-    return _engines[key]
-
-
-@contextmanager
-def _connection(session: Session | Connection | None) -> Iterator[Connection]:
-    if isinstance(session, Connection):
-        yield session
-    elif session is not None:
-        # What the caller has added so far goes first, as it would by itself before a query.
-        session.flush()
-        yield session.connection()
-    else:
-        with _engine().begin() as conn:
-            yield conn
 
 
 def enqueue(
@@ -101,7 +68,7 @@ def enqueue(
         notify=notify,
         deadline=deadline,
     )
-    with _connection(session) as conn:
+    with connection(session) as conn:
         return intake.accept(conn, new).id
 
 
@@ -144,7 +111,7 @@ def enqueue_many(
             raise InvalidRequest(
                 f"requests[{place}].{error.field}", error.value, error.allowed
             ) from None
-    with _connection(session) as conn:
+    with connection(session) as conn:
         return [
             accepted.id
             for batch in _batched(new, BATCH)
@@ -164,7 +131,7 @@ def budgets_of(
     tenant: str | None = None, *, session: Session | Connection | None = None
 ) -> list[Room]:
     """The budgets, of one tenant if it is named, with what is spent and left of each."""
-    with _connection(session) as conn:
+    with connection(session) as conn:
         return budgets.rooms(conn, None if tenant is None else [tenant])
 
 
@@ -177,7 +144,7 @@ def cancel(
     can be: the remote task is asked to stop, and may complete all the same, and be charged.
     Raises UnknownGenerationError.
     """
-    with _connection(session) as conn:
+    with connection(session) as conn:
         transitions.cancel(conn, generation_id)
         schedule.wake(conn)
         return _found(conn, generation_id)
@@ -185,8 +152,65 @@ def cancel(
 
 def get(generation_id: uuid.UUID, *, session: Session | Connection | None = None) -> GenerationView:
     """A generation as it is now. Raises UnknownGenerationError."""
-    with _connection(session) as conn:
+    with connection(session) as conn:
         return _found(conn, generation_id)
+
+
+def get_many(
+    generation_ids: Iterable[uuid.UUID], *, session: Session | Connection | None = None
+) -> dict[uuid.UUID, GenerationView]:
+    """Generations as they are now, in one query. Those that don't exist are left out."""
+    with connection(session) as conn:
+        return reads.get_many(conn, list(generation_ids))
+
+
+def wait(generation_id: uuid.UUID, *, timeout: float | None = None) -> GenerationView:
+    """Wait until a generation has ended, however it does, and return it.
+
+    Raises StillRunningError (a TimeoutError, with how it is) after `timeout` seconds, and
+    UnknownGenerationError. Any number of threads may wait; they share one connection. Not within
+    the transaction that enqueues it: nobody else sees it before the commit.
+    """
+    return wait_many([generation_id], timeout=timeout)[generation_id]
+
+
+def wait_many(
+    generation_ids: Iterable[uuid.UUID], *, timeout: float | None = None
+) -> dict[uuid.UUID, GenerationView]:
+    """Wait until all of them have ended; they are in the order in which they were named.
+
+    Raises StillRunningError (how each is, in `views`) and UnknownGenerationError.
+    """
+    deadline = Deadline(timeout)
+    ids = list(generation_ids)
+    ends, changed = Ends(engine(), ids), threading.Event()
+    if ends.read():
+        return ends.views
+    with follower().following(ids, changed.set):
+        while not ends.read():
+            changed.wait(deadline.pause(ends.views))
+            changed.clear()
+    return ends.views
+
+
+def events(
+    generation_id: uuid.UUID, *, skip: int = 0, timeout: float | None = None
+) -> Iterator[EventView]:
+    """What has happened to a generation, then what happens, up to its end.
+
+    `skip`: so many events the caller has seen already. Raises StillRunningError when the end has
+    not come after `timeout` seconds, and UnknownGenerationError.
+    """
+    deadline = Deadline(timeout)
+    history, changed = History(engine(), generation_id, skip), threading.Event()
+    with follower().following([generation_id], changed.set):
+        while True:
+            changed.clear()
+            new, ended = history.read()
+            yield from new
+            if ended:
+                return
+            changed.wait(deadline.pause(history.views))
 
 
 def _found(conn: Connection, generation_id: uuid.UUID) -> GenerationView:
@@ -205,16 +229,23 @@ def _batched(items: Sequence[_T], size: int) -> Iterator[list[_T]]:
 __all__ = [
     "BudgetExceeded",
     "BudgetView",
+    "EventView",
     "GenerationRequest",
     "GenerationView",
     "IdempotencyConflict",
     "InvalidRequest",
     "Room",
+    "StillRunningError",
     "UnknownGenerationError",
     "budgets_of",
     "cancel",
     "enqueue",
     "enqueue_many",
     "estimate",
+    "events",
     "get",
+    "get_many",
+    "joined",
+    "wait",
+    "wait_many",
 ]

@@ -27,6 +27,7 @@ OUTSIDE = frozenset(
 )
 """Variables with our prefix that are read elsewhere."""
 
+_DAY = 86_400.0
 _LONGEST_PUBLIC_URL = 400
 """A `callback_url` has up to 512 characters, of which ours adds up to 96."""
 
@@ -159,6 +160,23 @@ class Settings(BaseSettings):
     gateway_rate: str = Field(
         "200/second", description="Callbacks that a gateway looks up; beyond it answers 429."
     )
+    retain_generations: float = Field(
+        180 * 86_400.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="How long generations are kept after their end, with their attempts; their"
+        " idempotency keys are forgotten with them. 0: for ever. At least a day.",
+    )
+    retain_events: float = Field(
+        90 * 86_400.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="How long the history of an ended generation is kept, but for its end."
+        " 0: as long as the generation.",
+    )
+    retain_balances: Seconds = Field(
+        90 * 86_400.0, description="How long recorded balances are kept."
+    )
     retain_rejected: Seconds = Field(
         30 * 86_400.0, description="How long messages that were set aside are kept."
     )
@@ -237,6 +255,13 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"SEEDANCE_POLL_MAX is {self.poll_max:g} s, under SEEDANCE_POLL_MIN,"
                 f" {self.poll_min:g} s"
+            )
+        shortest = max(_DAY, 10 * self.timing.settle)
+        if 0 < self.retain_generations < shortest:
+            # A late task must find its attempt.
+            raise ValueError(
+                f"SEEDANCE_RETAIN_GENERATIONS is {self.retain_generations:g} s and must be 0 (for"
+                f" ever) or at least {shortest:g} s"
             )
         if self.public_url.startswith("http://") and not self.api_base_url.startswith("http://"):
             raise ValueError(

@@ -69,6 +69,9 @@ def by_deadline(due: ColumnElement[Any]) -> ColumnElement[Any]:
     )
 
 
+MOVED = "seedance_moved"
+"""NOTIFY on this channel names a generation that has moved; models.telling says when."""
+
 ENDED: Values = {
     # Post-pay: nothing but a completed task is charged (the provider's document, "Billing Model").
     "credit_cost": 0,
@@ -127,6 +130,7 @@ def move(
             g.lease,
             g.attempt,
             g.fingerprint,
+            (g.waited_until > func.now()).label("waited"),
             *NEEDED.values(),
         )
         .cte("moved")
@@ -153,7 +157,7 @@ def move(
         also.append(booked)
     m = moved.c
     rows = conn.execute(
-        select(m.id, m.from_status, m.lease, m.attempt, m.fingerprint).add_cte(*also)
+        select(m.id, m.from_status, m.lease, m.attempt, m.fingerprint, m.waited).add_cte(*also)
     ).all()
     result = [
         Moved(
@@ -169,6 +173,8 @@ def move(
     for row in result:
         if row.from_status in IN_DOUBT and row.status not in IN_DOUBT and row.fingerprint:
             _wake_waiter(conn, row.fingerprint)
+    for waited in (row.id for row in rows if row.waited):
+        conn.execute(select(func.pg_notify(MOVED, str(waited))))
     return result
 
 

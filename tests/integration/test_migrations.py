@@ -129,7 +129,7 @@ def test_two_migrators_at_once(empty):
         assert migrator.stdin is not None
         migrator.stdin.write("\n")
         migrator.stdin.flush()
-    assert [migrator.communicate(timeout=30)[0] for migrator in migrators] == ["True\n"] * 2
+    assert [migrator.communicate(timeout=90)[0] for migrator in migrators] == ["True\n"] * 2
     assert migrate.revision(empty).up_to_date
 
 

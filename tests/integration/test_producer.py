@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from models.lifecycle import Status
 from models.tables import Generation
 from tests.integration import rows
-from worker import producer
+from worker import producer, producer_database
 from worker.embedded_postgres import EmbeddedPostgres
 from worker.producer import (
     GenerationRequest,
@@ -40,9 +40,9 @@ def engine(database: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine
     url = database.url.render_as_string(hide_password=False)
     monkeypatch.setenv("SEEDANCE_DATABASE_URL", url)
     yield database
-    for own in producer._engines.values():
+    for own in producer_database._engines.values():
         own.dispose()
-    producer._engines.clear()
+    producer_database._engines.clear()
     with database.begin() as conn:
         conn.execute(text("TRUNCATE generations CASCADE"))
         conn.execute(text("DROP TABLE IF EXISTS orders"))

@@ -53,6 +53,9 @@ GOOD = {
     "media_roots": (f"{ROOT}:/", (Path(ROOT), Path("/"))),
     "allow_private_sources": ("1", True),
     "retain_rejected": ("60", 60.0),
+    "retain_generations": ("86400", 86_400.0),
+    "retain_events": ("0", 0.0),
+    "retain_balances": ("60", 60.0),
     "public_url": ("https://video.example.com/hooks/", "https://video.example.com/hooks"),
     "gateway_host": ("::1", "::1"),
     "gateway_port": ("0", 0),
@@ -74,6 +77,8 @@ BAD = {
     "concurrency": ["0", "x", "1001"],
     "upload_max_bytes": ["0", "x"],
     "public_url": ["ftp://h", "host", "https://u@h", "https://h?x=1", "https://"],
+    "retain_generations": ["-1", "60", "86399", "soon", "nan", "inf"],
+    "retain_events": ["-1", "soon", "nan", "inf"],
     "gateway_host": ["a b", "http://h"],
     "gateway_port": ["-1", "65536", "x"],
     "gateway_rate": ["20", "0/second", "20/fortnight"],
@@ -84,7 +89,7 @@ BAD = {
     for name, (value, _) in GOOD.items()
     if name not in ("list_lag", "settle_margin") and re.fullmatch(r"[\d.]+", value)
     if name not in ("max_in_flight", "max_attempts", "max_tries", "concurrency", "upload_max_bytes")
-    if name not in ("allow_private_sources", "gateway_port")
+    if name not in ("allow_private_sources", "gateway_port", "retain_generations", "retain_events")
 }
 
 
@@ -160,6 +165,13 @@ def test_a_lease_must_outlive_the_longest_request():
     with pytest.raises(SettingsError, match="SEEDANCE_LEASE is 25 s"):
         load_settings({**given, "SEEDANCE_LEASE": "25"})
     assert load_settings({**given, "SEEDANCE_LEASE": "25.1"}).lease == 25.1
+
+
+def test_attempts_are_kept_longer_than_a_late_task_can_appear():
+    given = {**NEEDED, "SEEDANCE_LATE_CREATION": "20000"}
+    with pytest.raises(SettingsError, match=r"must be 0 \(for ever\) or at least 200300 s"):
+        load_settings({**given, "SEEDANCE_RETAIN_GENERATIONS": "100000"})
+    assert load_settings({**given, "SEEDANCE_RETAIN_GENERATIONS": "0"}).retain_generations == 0
 
 
 def test_callbacks_go_over_tls_unless_the_provider_itself_does_not():

@@ -1,39 +1,151 @@
-"""Prune: remove what nobody needs any more, in small batches."""
+"""Prune: remove what nobody needs any more, in small batches.
+
+Only what has ended goes, each kind after a period of its own; the ledger stays. A batch is a short
+transaction that passes over rows that somebody holds, and a run is bounded: what is left is for the
+next one.
+"""
 
 import logging
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
 
-from sqlalchemy import delete, func, select, text
+from sqlalchemy import ColumnElement, Connection, delete, exists, func, literal, or_, select
 
-from models.tables import BalanceSnapshot, RejectedMessage
+from models.base import Base, table_of
+from models.tables import (
+    BalanceSnapshot,
+    Generation,
+    GenerationEvent,
+    RejectedMessage,
+    StrayTask,
+    Upload,
+)
 from worker.runtime import Runtime
+from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
-BATCH = 1_000
-KEEP_BALANCES = "90 days"
+BATCH = 500
+RUN_SECONDS = 300.0
+"""How long one run may take. A first run over years of rows is spread over many."""
+
+g = table_of(Generation).c
+e = table_of(GenerationEvent).c
+u = table_of(Upload).c
+s = table_of(StrayTask).c
+
+Batch = Callable[[Connection], int]
 
 
 def run(rt: Runtime) -> int:
-    """Delete old balance snapshots and messages that were set aside. Returns how many rows."""
-    aside = func.now() - text(f"interval '{rt.settings.retain_rejected} seconds'")
-    removed = _prune(rt, RejectedMessage, aside)
-    return removed + _prune(rt, BalanceSnapshot, func.now() - text(f"interval '{KEEP_BALANCES}'"))
-
-
-def _prune(
-    rt: Runtime, table: type[RejectedMessage] | type[BalanceSnapshot], before: object
-) -> int:
+    """Delete what is older than its period. Returns how many rows, without their dependents."""
+    deadline = time.monotonic() + RUN_SECONDS
     removed = 0
-    # The first balance stays: what was charged is held against the provider's count since then.
-    first = select(func.min(BalanceSnapshot.id)).scalar_subquery()
-    kept = [table.id != first] if table is BalanceSnapshot else []
-    while True:
-        old = select(table.id).where(table.at < before, *kept).limit(BATCH)
+    for name, batch in _batches(rt.settings).items():
+        count = _repeat(rt, batch, deadline)
+        if count:
+            log.info("pruned %d of %s", count, name)
+        removed += count
+    return removed
+
+
+def _repeat(rt: Runtime, batch: Batch, deadline: float) -> int:
+    removed = 0
+    while time.monotonic() < deadline:
         with rt.engine.begin() as conn:
-            count = conn.execute(delete(table).where(table.id.in_(old))).rowcount
+            count = batch(conn)
         removed += count
         if count < BATCH:
             break
-    if removed:
-        log.info("pruned %d rows of %s", removed, table.__tablename__)
     return removed
+
+
+def _batches(settings: Settings) -> dict[str, Batch]:
+    """For each table what a batch of it is. Those without a period are kept for ever."""
+    ended, events = settings.retain_generations, settings.retain_events
+    batches: dict[str, Batch] = {
+        "rejected messages": _older(RejectedMessage, settings.retain_rejected),
+        "balance snapshots": _older(BalanceSnapshot, settings.retain_balances),
+        "uploads": lambda conn: _uploads(conn, settings.upload_valid),
+    }
+    if events:
+        batches["events"] = lambda conn: _events(conn, events)
+    if ended:
+        batches["generations"] = lambda conn: _generations(conn, ended)
+        batches["stray tasks"] = lambda conn: _strays(conn, ended)
+    return batches
+
+
+def _ago(seconds: float) -> ColumnElement[Any]:
+    return func.now() - timedelta(seconds=seconds)
+
+
+def _older(model: type[RejectedMessage] | type[BalanceSnapshot], seconds: float) -> Batch:
+    # The first balance stays: what was charged is held against the provider's count since then.
+    first = select(func.min(BalanceSnapshot.id)).scalar_subquery()
+    kept = [model.id != first] if model is BalanceSnapshot else []
+    old = select(model.id).where(model.at < _ago(seconds), *kept).limit(BATCH)
+    return lambda conn: conn.execute(delete(model).where(model.id.in_(old))).rowcount
+
+
+def _generations(conn: Connection, seconds: float) -> int:
+    """Ended generations, with their events and attempts.
+
+    By the time of acceptance, which has an index: nothing ends before it was accepted.
+    """
+    old = (
+        select(g.id)
+        .where(g.created_at < _ago(seconds), g.finished_at < _ago(seconds))
+        .order_by(g.created_at)
+        .limit(BATCH)
+        .with_for_update(skip_locked=True)
+    )
+    return _delete(conn, Generation, g.id.in_(old))
+
+
+def _events(conn: Connection, seconds: float) -> int:
+    """The history of generations that ended so long ago, but for how they ended."""
+    old = (
+        select(e.id)
+        .join(Generation, g.id == e.generation_id)
+        .where(
+            g.created_at < _ago(seconds),
+            g.finished_at < _ago(seconds),
+            or_(e.to_status.is_(None), e.to_status != g.status),
+        )
+        .limit(BATCH)
+    )
+    return _delete(conn, GenerationEvent, e.id.in_(old))
+
+
+def _uploads(conn: Connection, valid: float) -> int:
+    """Uploads that have long ceased to be valid, and claims that nobody came back to."""
+    old = (
+        select(u.sha256, u.content_type)
+        .where(
+            func.coalesce(u.valid_until, u.claimed_until, literal(None)) < _ago(valid),
+            or_(u.claimed_until.is_(None), u.claimed_until < _ago(valid)),
+        )
+        .limit(BATCH)
+        .with_for_update(skip_locked=True)
+        .cte("old")
+    )
+    gone = delete(Upload).where(u.sha256 == old.c.sha256, u.content_type == old.c.content_type)
+    return conn.execute(gone).rowcount
+
+
+def _strays(conn: Connection, seconds: float) -> int:
+    """Remote tasks that the list has not shown for so long, of generations that are gone."""
+    old = (
+        select(s.task_id)
+        .where(s.last_seen_at < _ago(seconds), ~exists().where(g.id == s.generation_id))
+        .limit(BATCH)
+        .with_for_update(skip_locked=True)
+    )
+    return _delete(conn, StrayTask, s.task_id.in_(old))
+
+
+def _delete(conn: Connection, model: type[Base], *which: ColumnElement[bool]) -> int:
+    return conn.execute(delete(model).where(*which)).rowcount

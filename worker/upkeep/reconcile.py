@@ -4,7 +4,7 @@ import logging
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import DBAPIError
@@ -19,6 +19,9 @@ from worker.runtime import Runtime
 log = logging.getLogger(__name__)
 
 _KINDS = tuple(field.name for field in fields(Sightings))
+
+CLOCKS_OFF = timedelta(hours=1)
+"""How far the provider's clock may be off ours where a task is held against what was pruned."""
 
 _REFUSED = frozenset({"22", "23", "54"})
 """Classes of SQLSTATE that speak of the data: malformed, against a constraint, too large."""
@@ -105,7 +108,7 @@ def _apply(rt: Runtime, seen: Sequence[Observation]) -> Sightings:
     """
     try:
         with rt.engine.begin() as conn:
-            return watch.hold_against(conn, seen)
+            return watch.hold_against(conn, seen, forgotten=_forgotten(rt))
     except DBAPIError as error:
         if (getattr(error.orig, "sqlstate", None) or "")[:2] not in _REFUSED:
             raise
@@ -118,6 +121,12 @@ def _apply(rt: Runtime, seen: Sequence[Observation]) -> Sightings:
     return Sightings(
         **{kind: [task for half in halves for task in getattr(half, kind)] for kind in _KINDS}
     )
+
+
+def _forgotten(rt: Runtime) -> datetime | None:
+    """Before when remote tasks may have been of generations that are pruned; None: of none."""
+    kept = rt.settings.retain_generations
+    return datetime.now(UTC) - timedelta(seconds=kept) + CLOCKS_OFF if kept else None
 
 
 def strays(rt: Runtime) -> dict[str, int]:

@@ -1,0 +1,147 @@
+"""`worker.producer` for asyncio: the same names, to be awaited.
+
+    from worker.aproducer import enqueue, wait
+
+    generation_id = await enqueue({"content": [{"type": "text", "text": "A cat"}]})
+    video = await wait(generation_id, timeout=300)
+
+The short statements run in threads; whoever waits holds neither a thread nor a connection, so
+thousands may. With an AsyncSession or AsyncConnection of the caller (over psycopg) the generation
+is part of the caller's transaction.
+"""
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.orm import Session
+
+from worker import producer
+from worker.producer import EventView, GenerationView, Request
+from worker.producer_database import engine, follower
+from worker.waiting import Deadline, Ends, History, StillRunningError, UnknownGenerationError
+
+Own = AsyncSession | AsyncConnection
+T = TypeVar("T")
+
+
+async def enqueue(request: Request, *, session: Own | None = None, **options: Any) -> uuid.UUID:
+    """`worker.producer.enqueue`, with its options."""
+    return await _run(session, lambda own: producer.enqueue(request, session=own, **options))
+
+
+async def enqueue_many(
+    requests: Iterable[Request], *, session: Own | None = None, **options: Any
+) -> list[uuid.UUID]:
+    """`worker.producer.enqueue_many`, with its options."""
+    listed = list(requests)
+    return await _run(session, lambda own: producer.enqueue_many(listed, session=own, **options))
+
+
+async def cancel(generation_id: uuid.UUID, *, session: Own | None = None) -> GenerationView:
+    """`worker.producer.cancel`."""
+    return await _run(session, lambda own: producer.cancel(generation_id, session=own))
+
+
+async def get(generation_id: uuid.UUID, *, session: Own | None = None) -> GenerationView:
+    """`worker.producer.get`."""
+    return await _run(session, lambda own: producer.get(generation_id, session=own))
+
+
+async def get_many(
+    generation_ids: Iterable[uuid.UUID], *, session: Own | None = None
+) -> dict[uuid.UUID, GenerationView]:
+    """`worker.producer.get_many`."""
+    ids = list(generation_ids)
+    return await _run(session, lambda own: producer.get_many(ids, session=own))
+
+
+async def wait(generation_id: uuid.UUID, *, timeout: float | None = None) -> GenerationView:
+    """`worker.producer.wait`."""
+    return (await wait_many([generation_id], timeout=timeout))[generation_id]
+
+
+async def wait_many(
+    generation_ids: Iterable[uuid.UUID],
+    *,
+    timeout: float | None = None,
+) -> dict[uuid.UUID, GenerationView]:
+    """`worker.producer.wait_many`."""
+    deadline = Deadline(timeout)
+    ids = list(generation_ids)
+    ends = Ends(engine(), ids)
+    if await asyncio.to_thread(ends.read):
+        return ends.views
+    async with _following(ids) as changed:
+        while not await asyncio.to_thread(ends.read):
+            await _pause(changed, deadline.pause(ends.views))
+    return ends.views
+
+
+async def events(
+    generation_id: uuid.UUID,
+    *,
+    skip: int = 0,
+    timeout: float | None = None,
+) -> AsyncIterator[EventView]:
+    """`worker.producer.events`."""
+    deadline = Deadline(timeout)
+    history = History(engine(), generation_id, skip)
+    async with _following([generation_id]) as changed:
+        while True:
+            new, ended = await asyncio.to_thread(history.read)
+            for event in new:
+                yield event
+            if ended:
+                return
+            await _pause(changed, deadline.pause(history.views))
+
+
+async def _run(own: Own | None, act: Callable[[Session | Connection | None], T]) -> T:
+    if own is None:
+        return await asyncio.to_thread(act, None)
+    return await own.run_sync(act)
+
+
+@contextlib.asynccontextmanager
+async def _following(ids: Sequence[uuid.UUID]) -> AsyncIterator[asyncio.Event]:
+    """An event that is set when one of the generations may have changed."""
+    loop, changed = asyncio.get_running_loop(), asyncio.Event()
+
+    def poke() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop was closed in this moment
+            loop.call_soon_threadsafe(changed.set)
+
+    teller = follower()
+    teller.add(ids, poke)
+    try:
+        await asyncio.to_thread(teller.ask, ids)
+        yield changed
+    finally:
+        teller.remove(ids, poke)
+
+
+async def _pause(changed: asyncio.Event, seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(changed.wait(), seconds)
+    changed.clear()
+
+
+__all__ = [
+    "EventView",
+    "GenerationView",
+    "StillRunningError",
+    "UnknownGenerationError",
+    "cancel",
+    "enqueue",
+    "enqueue_many",
+    "events",
+    "get",
+    "get_many",
+    "wait",
+    "wait_many",
+]
