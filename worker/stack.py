@@ -63,6 +63,17 @@ def beat(env: Mapping[str, str]) -> ProcessSpec:
     return ProcessSpec("beat", seedance("beat"), env=env, grace=10.0)
 
 
+def gateway(port: int, env: Mapping[str, str]) -> ProcessSpec:
+    """What takes the provider's callbacks in."""
+    return ProcessSpec(
+        "gateway",
+        seedance("gateway", "--host", _LOOPBACK, "--port", str(port), "--log-level", "warning"),
+        env=env,
+        ready=answers(f"{local_url(port)}/healthz"),
+        grace=15.0,
+    )
+
+
 def simulator(port: int, *options: str) -> ProcessSpec:
     """A stand-in for the provider."""
     return ProcessSpec(

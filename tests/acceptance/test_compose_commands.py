@@ -88,6 +88,19 @@ def test_the_simulator_listens_where_it_is_told(tmp_path: Path):
         assert alone.terminate() == 0, alone.text()
 
 
+def test_the_gateway_is_ready_with_what_compose_gives_it(
+    database_url: str, broker_url: str, tmp_path: Path
+):
+    port = free_port()
+    given = {"SEEDANCE_DATABASE_URL": database_url, "SEEDANCE_BROKER_URL": broker_url}
+    line = command("gateway", **{"0.0.0.0": "127.0.0.1", "8080": str(port)})
+    gateway = Process(line, given, tmp_path / "gateway")
+    try:
+        wait_for(lambda: answers(f"http://127.0.0.1:{port}/readyz") == 200, "it is ready")
+    finally:
+        assert gateway.terminate() == 0, gateway.text()
+
+
 def test_flower_asks_for_its_password(broker_url: str, tmp_path: Path):
     port = free_port()
     [given] = [option for option in SERVICES["flower"]["command"] if option.startswith("--broker=")]

@@ -23,6 +23,8 @@ from worker.supervisor import ProcessSpec, Supervisor
 _BROKER = "SEEDANCE_BROKER_URL"
 _KEY = "SEEDANCE_API_KEY"
 _BASE_URL = "SEEDANCE_API_BASE_URL"
+_PUBLIC_URL = "SEEDANCE_PUBLIC_URL"
+_GATEWAY_PORT = "SEEDANCE_GATEWAY_PORT"
 _SIMULATOR_KEY = "sim-key"
 _FLOWER_USER = "operator"
 _PROVIDER_FILE = "provider"
@@ -40,6 +42,7 @@ class _Plan:
     simulated: bool
     speed: float
     simulator_port: int
+    gateway_port: int
     flower_port: int | None
     media_roots: str
 
@@ -56,6 +59,12 @@ class _Plan:
     default=10.0,
     show_default=True,
     help="Simulated seconds per second.",
+)
+@click.option(
+    "--gateway-port",
+    type=click.IntRange(0, 65_535),
+    default=0,
+    help="For callbacks. (any free one)",
 )
 @click.option("--flower-port", type=click.IntRange(0, 65_535), default=0, help="(any free one)")
 @click.option("--no-flower", is_flag=True, help="Without the operators' window.")
@@ -77,16 +86,18 @@ def up(
     simulated: bool,
     simulator_port: int,
     speed: float,
+    gateway_port: int,
     flower_port: int,
     no_flower: bool,
     media_roots: tuple[Path, ...],
 ) -> None:
-    """Run everything until Ctrl-C: PostgreSQL, Valkey, workers, beat, Flower.
+    """Run everything until Ctrl-C: PostgreSQL, Valkey, workers, beat, gateway, Flower.
 
     PostgreSQL and Valkey come from wheels and keep their data in seedance-data/, unless
     SEEDANCE_DATABASE_URL or SEEDANCE_BROKER_URL name servers of yours. Without SEEDANCE_API_KEY
-    a simulator stands in for the provider. What dies is started again. In another terminal, in
-    this folder, the other commands find it.
+    a simulator stands in for the provider. The gateway takes its callbacks; those of a real
+    provider need SEEDANCE_PUBLIC_URL, and what leads from there to --gateway-port. What dies is
+    started again. In another terminal, in this folder, the other commands find it.
 
     \b
     Examples:
@@ -101,6 +112,7 @@ def up(
         simulated or not os.environ.get(_KEY),
         speed,
         simulator_port,
+        gateway_port,
         None if no_flower else flower_port,
         ":".join(given) or os.environ.get("SEEDANCE_MEDIA_ROOTS") or str(Path.cwd()),
     )
@@ -149,13 +161,18 @@ def _run(plan: _Plan) -> int:
 
 def _settings_of(plan: _Plan) -> dict[str, str]:
     """What `up` decides itself; the rest comes from the environment."""
-    made = {"SEEDANCE_MEDIA_ROOTS": plan.media_roots}
+    try:
+        port = stack.free_port(plan.gateway_port)
+    except OSError as error:
+        raise Failed(f"--gateway-port {plan.gateway_port}: {error.strerror}") from None
+    made = {"SEEDANCE_MEDIA_ROOTS": plan.media_roots, _GATEWAY_PORT: str(port)}
     if plan.simulated:
         try:
             port = stack.free_port(plan.simulator_port)
         except OSError as error:
             raise Failed(f"--simulator-port {plan.simulator_port}: {error.strerror}") from None
         made |= {_KEY: _SIMULATOR_KEY, _BASE_URL: stack.local_url(port)}
+        made[_PUBLIC_URL] = stack.local_url(int(made[_GATEWAY_PORT]))
         made |= {name: value for name, value in _SIMULATED_PACE.items() if not os.environ.get(name)}
     return made
 
@@ -198,6 +215,10 @@ def _processes(
         for number in range(1, plan.workers + 1)
     ]
     specs.append(stack.beat(made))
+    if importlib.util.find_spec("uvicorn") is None:
+        _say("without the gateway: pip install 'seedance-worker[gateway]'")
+    else:
+        specs.append(stack.gateway(int(made[_GATEWAY_PORT]), made))
     if plan.flower_port is None:
         return specs, {}
     if importlib.util.find_spec("flower") is None:
@@ -232,6 +253,7 @@ def _tell_when_ready(
     lines = [f"ready; data and logs of the servers are in {plan.folder}"]
     if plan.simulated:
         lines.append(f"the simulator stands in for the provider: {made[_BASE_URL]}/admin/")
+    lines.append(f"the gateway's health: {stack.local_url(int(made[_GATEWAY_PORT]))}/readyz")
     if flower:
         lines.append(f"Flower: {flower['url']}  login: {flower['login']}")
     lines.append('in another terminal in this folder: seedance generate --text "A cat" --wait')

@@ -60,6 +60,7 @@ class _Where:
     database_url: str
     broker_url: str
     api_url: str
+    gateway_url: str
     folder: Path
 
 
@@ -82,8 +83,14 @@ def run(folder: Path, *, plain: bool, workers: int) -> int:
         if BROKER in outside:
             _refuse_others_workers(broker_url)
         screen.step(_servers_text(outside))
-        port = stack.free_port()
-        where = _Where(database_url, broker_url, stack.local_url(port), servers.data_dir)
+        port, gateway_port = stack.free_port(), stack.free_port()
+        where = _Where(
+            database_url,
+            broker_url,
+            stack.local_url(port),
+            stack.local_url(gateway_port),
+            servers.data_dir,
+        )
         log = servers.data_dir / "processes.log"
         output = defer.enter_context(log.open("w", encoding="utf-8"))
         env = _environment(where)
@@ -93,12 +100,13 @@ def run(folder: Path, *, plain: bool, workers: int) -> int:
             stack.simulator(port, "--speed", _SPEED),
             *(stack.worker(n, env, servers.data_dir) for n in range(1, workers + 1)),
             stack.beat(env),
+            stack.gateway(gateway_port, env),
         ]
         supervisor = defer.enter_context(Supervisor(specs, output=output))
         found = ["the service did not come up"]
         try:
             _wait_ready(supervisor)
-            screen.step(f"simulator, {workers} workers, beat run (log: {_shown(log)})")
+            screen.step(f"simulator, {workers} workers, beat, gateway run (log: {_shown(log)})")
             found = _work(screen, where, engine)
         except KeyboardInterrupt:
             found = []  # whoever stops it needs no log
@@ -164,6 +172,7 @@ def _environment(where: _Where) -> dict[str, str]:
         BROKER: where.broker_url,
         "SEEDANCE_API_KEY": KEY,
         "SEEDANCE_API_BASE_URL": where.api_url,
+        "SEEDANCE_PUBLIC_URL": where.gateway_url,
         "SEEDANCE_MEDIA_ROOTS": str(media()[0]),
     }
 
@@ -189,13 +198,16 @@ def _work(screen: Screen, where: _Where, engine: Engine) -> list[str]:
     admin = Admin(where.api_url)
     account = admin.accounts()[0]
     used = Decimal(str(account["used"]))
-    found = verdict.problems(lines, histories, admin.tasks(), used, kept)
+    tasks = admin.tasks()
+    found = verdict.problems(lines, histories, tasks, used, kept)
     estimated = total([line.view.estimated_cost for line in lines if line.view])
     screen.console.print()
     screen.step(
         f"credits: {credits_text(estimated)} estimated, {credits_text(kept.charged)} charged in the"
         f" ledger, {credits_text(used)} off the simulator's account"
     )
+    taken = sum("200" in task["callbacks"] for task in tasks)
+    screen.step(f"callbacks: {taken} of {len(tasks)} taken in by the gateway so far")
     return found + _check_video(screen, lines)
 
 
