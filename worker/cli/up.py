@@ -210,15 +210,15 @@ def _processes(
     if plan.simulated:
         port = int(made[_BASE_URL].rpartition(":")[2])
         specs.append(stack.simulator(port, "--speed", str(plan.speed)))
+    if importlib.util.find_spec("uvicorn") is None:
+        _say("without the gateway: pip install 'seedance-worker[gateway]'")
+    else:
+        specs.append(stack.gateway(int(made[_GATEWAY_PORT]), made))
     specs += [
         stack.worker(number, made, run_dir, *plan.worker_options)
         for number in range(1, plan.workers + 1)
     ]
     specs.append(stack.beat(made))
-    if importlib.util.find_spec("uvicorn") is None:
-        _say("without the gateway: pip install 'seedance-worker[gateway]'")
-    else:
-        specs.append(stack.gateway(int(made[_GATEWAY_PORT]), made))
     if plan.flower_port is None:
         return specs, {}
     if importlib.util.find_spec("flower") is None:

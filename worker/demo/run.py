@@ -98,9 +98,9 @@ def run(folder: Path, *, plain: bool, workers: int) -> int:
         defer.enter_context(stack_file.published(servers.data_dir, env))
         specs = [
             stack.simulator(port, "--speed", _SPEED),
+            stack.gateway(gateway_port, env),
             *(stack.worker(n, env, servers.data_dir) for n in range(1, workers + 1)),
             stack.beat(env),
-            stack.gateway(gateway_port, env),
         ]
         supervisor = defer.enter_context(Supervisor(specs, output=output))
         found = ["the service did not come up"]
