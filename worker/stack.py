@@ -64,7 +64,7 @@ def beat(env: Mapping[str, str]) -> ProcessSpec:
 
 
 def gateway(port: int, env: Mapping[str, str]) -> ProcessSpec:
-    """What takes the provider's callbacks in. Nothing waits for it: what it misses, polling sees."""
+    """What takes callbacks in. Nothing waits for it: what it misses, polling sees."""
     return ProcessSpec(
         "gateway",
         seedance("gateway", "--host", _LOOPBACK, "--port", str(port), "--log-level", "warning"),
