@@ -90,9 +90,18 @@ def running(*dispatchers):
     finally:
         for one in dispatchers:
             one.stop()
-        for thread in threads:
-            thread.join(15)
-            assert not thread.is_alive()
+        for one, thread in zip(dispatchers, threads, strict=True):
+            _joined(one, thread)
+
+
+def _joined(one, thread):
+    """Wait for the loop's end. It is woken until then: its tick may be long."""
+    deadline = time.monotonic() + 15
+    while thread.is_alive():
+        assert time.monotonic() < deadline
+        with one._rt.engine.begin() as conn:
+            schedule.wake(conn)
+        thread.join(0.1)
 
 
 def until(condition, timeout=20.0):
@@ -266,11 +275,8 @@ def test_it_wakes_at_once_when_something_is_enqueued(lab):
             generation_id = lab.enqueue(text_request(f"cat {n}"))
             until(lambda i=generation_id: lab.get(i).status is Status.RUNNING)
             assert time.monotonic() - started < 5, "well under a tick"
-        lab.enqueue(text_request("the last"))  # wakes it, so that it ends at once
+        lab.enqueue(text_request("the last"))
         until(lambda: len(messages.published) >= 4)
-        with lab.rt.engine.begin() as conn:
-            schedule.wake(conn)
-        stop_soon(lab)
     lab.end_tasks()
 
 
@@ -278,18 +284,6 @@ LISTENING = (
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
     " AND application_name = 'seedance-dispatcher' AND state = 'idle'"
 )
-
-
-def stop_soon(lab):
-    """Wake the loop again and again while it is asked to stop: its tick is long."""
-
-    def nudge():
-        for _ in range(50):
-            time.sleep(0.1)
-            with contextlib.suppress(Exception), lab.rt.engine.begin() as conn:
-                schedule.wake(conn)
-
-    threading.Thread(target=nudge, daemon=True).start()
 
 
 def test_two_at_once_never_hand_out_the_same_lease(lab):
