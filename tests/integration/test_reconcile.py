@@ -8,6 +8,7 @@ import pytest
 from models.lifecycle import Status
 from tests.integration.conftest import text_request
 from tests.integration.invariants import in_background, laboratory
+from worker.stages.resolve import Outcome
 from worker.upkeep import reconcile
 
 
@@ -63,6 +64,16 @@ def test_foreign_tasks_are_counted_and_left_alone(lab):
     assert reconcile.strays(lab.rt) == {"foreign": 5}
     assert lab.sim.received("cancel") == 0
     lab.complete(generation_id)
+
+
+def test_a_foreign_task_beside_one_in_doubt_is_never_adopted(lab):
+    """All that the list echoes is equal, but for the seed, which is not ours."""
+    generation_id = lab.in_doubt(kind="drop_before")
+    [foreign] = lab.sim.inject()
+    report = lab.reconcile()
+    assert (report.foreign, report.adopted, report.possible) == ((foreign,), (), ())
+    assert lab.get(generation_id).status is Status.UNCERTAIN
+    assert lab.resolve(generation_id) is Outcome.ABSENT
 
 
 @pytest.mark.parametrize("echo", ["null", "minus_one"])
@@ -205,6 +216,15 @@ def test_another_end_than_the_recorded_one_is_told_once(lab):
     lab.reconcile()
     assert lab.get(generation_id).status is Status.COMPLETED
     assert lab.history(generation_id).count("contradiction") == 1
+
+
+def test_another_end_than_the_recorded_one_changes_no_credits(lab):
+    generation_id = lab.send()
+    charged = lab.complete(generation_id).credit_cost
+    lab.sim.fault("list", "backwards", status="failed", times=1)
+    lab.reconcile()
+    assert "contradiction" in lab.history(generation_id)
+    assert lab.get(generation_id).credit_cost == charged == 9
 
 
 def test_two_at_once(lab):

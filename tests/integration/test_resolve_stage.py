@@ -385,6 +385,18 @@ def test_a_drawn_seed_proves_itself_whatever_the_stamps_say(lab, skew):
     lab.complete(generation_id)
 
 
+@pytest.mark.parametrize("skew", [-7, 7])
+def test_stamps_of_another_clock_than_the_date_header(lab, skew):
+    """The Date header says that the clocks agree; a task of ours that was answered says more."""
+    lab.rt = lab.make_runtime(key_exclusive=True)
+    lab.sim.configure(stamp_skew=skew)
+    lab.send("an answered one")
+    generation_id = lab.in_doubt(seed=42)
+    # Its window is so small that only the stamps' own clock leads into it.
+    assert lab.resolve(generation_id) is Outcome.ADOPTED
+    lab.end_tasks()
+
+
 # --- readings -----------------------------------------------------------------------------------
 
 
@@ -431,6 +443,67 @@ def test_readings_that_disagree_decide_nothing(lab):
         lab.sim.inject(seed=42)
     assert outcomes == {generation_id: Outcome.UNDECIDED}
     assert lab.posts == 1
+
+
+def test_the_second_reading_begins_when_the_first_has_ended(lab):
+    """Two that run side by side would be fooled by the same change."""
+    lab.sim.inject(count=150)
+    generation_id = lab.in_doubt(kind="drop_before")
+    lab.sim.fault("list", "delay_before", seconds=0.15)
+    at_work: list[int] = []
+    pages: list[int] = []
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(lab.rt.client, name)
+
+        def list_tasks(self, number, size):
+            pages.append(number)
+            assert not at_work, "a page is asked for while another is read"
+            at_work.append(number)
+            try:
+                return lab.rt.client.list_tasks(number, size)
+            finally:
+                at_work.remove(number)
+
+    assert lab.resolve(generation_id, replace(lab.rt, client=Watched())) is Outcome.ABSENT
+    assert pages == [1, 2, 1, 2]
+
+
+def test_what_another_generation_took_between_reading_and_deciding_is_not_adopted(lab, caplog):
+    """An operator gave the task away after the second reading: "unknown" is judged again."""
+    lab.rt = lab.make_runtime(key_exclusive=True)
+    taker = lab.send("the taker")
+    generation_id = lab.in_doubt("the loser", seed=42)
+    [own] = [t["task_id"] for t in lab.submitted_tasks() if t["seed"] == 42]
+    lab.settle(generation_id)
+    claim = lab.claim(generation_id)
+
+    class Gives:
+        readings = 0
+
+        def __getattr__(self, name):
+            return getattr(lab.rt.client, name)
+
+        def list_tasks(self, *args, **options):
+            page = lab.rt.client.list_tasks(*args, **options)
+            self.readings += 1
+            return page
+
+    def decided(rt, one, verdict):
+        lab.sql("UPDATE generations SET remote_task_id = :t WHERE id = :id", t=own, id=taker)
+        return decide(rt, one, verdict)
+
+    decide, resolve._decide = resolve._decide, decided
+    try:
+        outcomes = resolve.run(replace(lab.rt, client=Gives()), [(claim.id, claim.lease)])
+    finally:
+        resolve._decide = decide
+
+    assert outcomes == {generation_id: Outcome.UNDECIDED}
+    assert lab.get(generation_id).status is Status.UNCERTAIN
+    assert "could not be written" not in caplog.text
+    lab.unfollowed = 1
 
 
 def test_what_was_adopted_between_reading_and_deciding_is_not_adopted_again(lab):

@@ -12,6 +12,7 @@ from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError
 
+from api_client import Disposition, RateLimited
 from models import schedule, transitions
 from models.database import make_engine
 from models.lifecycle import Status
@@ -462,6 +463,33 @@ def test_a_post_that_breaks_in_the_worker_is_in_doubt(lab):
     assert lab.get(claim.id).status is Status.UNCERTAIN
     assert lab.resolve(claim.id) is Outcome.ABSENT
     lab.send_again(claim.id)
+    lab.complete(claim.id)
+
+
+def test_a_refusal_that_names_a_task_is_none(lab):
+    """SERVICE_BUSY is definite, unless a task id stands beside it: the task may exist."""
+    claim = lab.start()
+
+    class Contradicts:
+        def __getattr__(self, name):
+            return getattr(lab.rt.client, name)
+
+        def submit(self, request, **options):
+            answer = lab.rt.client.submit(request, **options)
+            raise RateLimited(
+                "busy",
+                endpoint="submit",
+                disposition=Disposition.RETRY,
+                code="SERVICE_BUSY",
+                http_status=503,
+                task_id=answer.task_id,
+            )
+
+    submit.run(replace(lab.rt, client=Contradicts()), claim.id, claim.lease)
+
+    assert lab.get(claim.id).status is Status.UNCERTAIN
+    assert lab.resolve(claim.id) is Outcome.ADOPTED
+    assert lab.posts == 1
     lab.complete(claim.id)
 
 

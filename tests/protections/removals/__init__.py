@@ -1,0 +1,28 @@
+"""Every protection, by where it stands. Short texts are named: long ones change too often."""
+
+from tests.protections.protection import Protection
+from tests.protections.removals import (
+    answers,
+    crashes,
+    edge,
+    following,
+    holding,
+    readings,
+    resolving,
+    scheduling,
+    submitting,
+    uploading,
+)
+
+PROTECTIONS: tuple[Protection, ...] = (
+    *submitting.PROTECTIONS,
+    *answers.PROTECTIONS,
+    *resolving.PROTECTIONS,
+    *readings.PROTECTIONS,
+    *following.PROTECTIONS,
+    *scheduling.PROTECTIONS,
+    *holding.PROTECTIONS,
+    *uploading.PROTECTIONS,
+    *edge.PROTECTIONS,
+    *crashes.PROTECTIONS,
+)

@@ -1,0 +1,119 @@
+"""Each crash point with what brings the work back: a real worker dies there, another goes on."""
+
+from tests.protections.protection import Edit, Protection
+
+DEATH = "tests/acceptance/test_crash_points.py::test_death_at_a_crash_point_costs_nothing"
+
+_NEVER_DUE_AGAIN = (
+    Edit(
+        "models/schedule.py",
+        ".values(lease=g.lease + 1, due_at=in_seconds(lease_seconds))",
+        ".values(lease=g.lease + 1, due_at=in_seconds(10**7))",
+    ),
+    Edit(
+        "models/transitions/before.py",
+        '            "due_at": in_seconds(lease_seconds),\n',
+        '            "due_at": in_seconds(10**7),\n',
+    ),
+    Edit(
+        "worker/stages/common.py",
+        "            .values(due_at=in_seconds(seconds))\n",
+        "            .values(due_at=in_seconds(10**7))\n",
+    ),
+)
+
+PROTECTIONS = (
+    Protection(
+        "crash-reclaimed-by-the-lease",
+        "a row whose worker died is claimed again when its lease ends",
+        _NEVER_DUE_AGAIN,
+        tuple(
+            f"{DEATH}[{point}]"
+            for point in (
+                "dispatch.after_claim",
+                "upload.before_put",
+                "upload.after_put",
+                "submit.before_intent",
+                "resolve.after_reading",
+                "poll.after_get",
+            )
+        ),
+    ),
+    Protection(
+        "crash-after-the-intent-is-resolved",
+        "a row that died as submitting is resolved: adopted, or sent again",
+        (
+            Edit(
+                "models/watch.py",
+                "g.status.in_([Status.SUBMITTING, Status.UNCERTAIN]),",
+                "g.status.in_([Status.UNCERTAIN]),",
+            ),
+        ),
+        (f"{DEATH}[submit.after_intent]", f"{DEATH}[submit.after_post]"),
+    ),
+    Protection(
+        "crash-after-the-post-is-adopted",
+        "a task whose answer died with its worker is known by its drawn seed",
+        (
+            Edit(
+                "models/marks.py",
+                "    return secrets.randbelow(SEED_BOUND)\n",
+                "    return secrets.randbelow(SEED_BOUND)\n",
+            ),
+            Edit(
+                "worker/stages/submit.py",
+                '{**row.request, "content": content, "seed": intent.seed}',
+                '{**row.request, "content": content, "seed": intent.seed ^ 1}',
+            ),
+        ),
+        (f"{DEATH}[submit.after_post]",),
+    ),
+    Protection(
+        "crash-after-the-result-is-polled",
+        "a running row is due by itself, whoever submitted it",
+        (
+            Edit(
+                "models/transitions/answers.py",
+                "                    else_=in_seconds(poll_seconds),\n",
+                "                    else_=in_seconds(10**7),\n",
+            ),
+        ),
+        (f"{DEATH}[submit.after_result]",),
+    ),
+    Protection(
+        "crash-after-the-decision-is-polled",
+        "an adopted row is due by itself, whoever decided",
+        (
+            Edit(
+                "models/transitions/answers.py",
+                '                "polls": 0,\n                "due_at": func.now(),\n',
+                '                "polls": 0,\n                "due_at": in_seconds(10**7),\n',
+            ),
+        ),
+        (f"{DEATH}[resolve.after_decision]",),
+    ),
+    Protection(
+        "crash-before-the-commit-is-redelivered",
+        "a request is acknowledged only when its row is committed",
+        (
+            Edit(
+                "worker/tasks.py",
+                "bind=True, acks_late=True, reject_on_worker_lost=True",
+                "bind=True, acks_late=False",
+            ),
+        ),
+        (f"{DEATH}[accept.before_commit]",),
+    ),
+    Protection(
+        "crash-after-the-commit-is-one-row",
+        "a message that comes again after its commit makes no second row",
+        (
+            Edit(
+                "worker/stages/accept.py",
+                "            request, generation_id=generation_id, **{",
+                "            request, **{",
+            ),
+        ),
+        (f"{DEATH}[accept.after_commit]",),
+    ),
+)

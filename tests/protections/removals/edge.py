@@ -1,0 +1,95 @@
+"""Keys and signed addresses: where they may go, and that no log shows them."""
+
+from tests.protections.protection import Edit, Protection
+
+WIRE = "tests/integration/test_api_client_wire.py"
+OUTPUT = "tests/unit/test_cli_output.py"
+DATABASE = "tests/integration/test_database.py"
+
+PROTECTIONS = (
+    Protection(
+        "no-row-in-an-error",
+        "DETAIL is cut from the database's errors: it quotes rows",
+        (
+            Edit(
+                "models/database.py",
+                '    event.listen(engine, "handle_error", _without_the_row)\n',
+                "",
+            ),
+        ),
+        (f"{DATABASE}::test_an_error_shows_neither_parameters_nor_the_row",),
+    ),
+    Protection(
+        "no-parameters-in-an-error",
+        "parameters of statements are not printed",
+        (
+            Edit("models/database.py", "hide_parameters=True,", "hide_parameters=False,"),
+            Edit(
+                "models/database.py",
+                "        context.sqlalchemy_exception.args = (shown,)\n",
+                "        str(shown)\n",
+            ),
+        ),
+        (
+            "tests/integration/test_hard_cases_schedule.py"
+            "::test_the_values_of_a_failed_statement_are_not_printed",
+        ),
+    ),
+    Protection(
+        "logs-show-no-query",
+        "no log line shows the query of a signed address",
+        (Edit("worker/logs.py", "        return redact(text)\n", "        return text\n"),),
+        (f"{OUTPUT}::test_logs_hold_no_secrets",),
+    ),
+    Protection(
+        "logs-show-no-key",
+        "no log line shows the key",
+        (
+            Edit(
+                "worker/logs.py",
+                '            text = text.replace(secret, "…")\n',
+                "            text = text.replace(secret, secret)\n",
+            ),
+        ),
+        (f"{OUTPUT}::test_logs_hold_no_secrets",),
+    ),
+    Protection(
+        "quoted-key-is-cut",
+        "a key that the provider quotes is not passed on",
+        (
+            Edit(
+                "api_client/calls.py",
+                'redact(message.replace(self._config.api_key, "…"))',
+                "redact(message)",
+            ),
+        ),
+        (f"{WIRE}::test_a_key_that_the_provider_quotes_is_not_passed_on",),
+    ),
+    Protection(
+        "storage-never-sees-the-key",
+        "the key never reaches the storage",
+        (
+            Edit(
+                "api_client/calls.py",
+                "        self._storage = Transport(config, common)\n",
+                '        self._storage = Transport(config, {**common, "X-API-Key": config.api_key})\n',
+            ),
+        ),
+        (
+            f"{WIRE}::test_upload_a_file",
+            "tests/integration/test_upload_stage.py::test_a_picture_is_uploaded_and_submitted_by_its_path",
+        ),
+    ),
+    Protection(
+        "signed-address-not-in-a-repr",
+        "a signed address is not in the repr of what was observed",
+        (
+            Edit(
+                "models/lifecycle.py",
+                "    video_url: str | None = field(default=None, repr=False)",
+                "    video_url: str | None = field(default=None)",
+            ),
+        ),
+        ("tests/unit/test_lifecycle.py::test_a_signed_url_is_not_in_the_repr",),
+    ),
+)

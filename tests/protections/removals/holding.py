@@ -1,0 +1,251 @@
+"""Gates, limits and the shared rate: what holds work back instead of failing it."""
+
+from tests.protections.protection import Edit, Protection
+
+GATES = "tests/integration/test_balance_and_gates.py"
+SQL = "tests/integration/test_gates_sql.py"
+ANSWERS = "tests/integration/test_answers.py"
+HARD = "tests/integration/test_hard_cases_schedule.py"
+SCHEDULE = "tests/integration/test_schedule.py"
+DISPATCHER = "tests/integration/test_dispatcher.py"
+RATE = "tests/integration/test_limiter_redis.py"
+PURE = "tests/unit/test_gates.py"
+
+MODEL = "models/gates.py"
+COMMON = "worker/stages/common.py"
+
+PROTECTIONS = (
+    Protection(
+        "402-stores-the-estimate",
+        "a 402 stores the refused estimate",
+        (
+            Edit(
+                COMMON,
+                "                    refused_estimate=estimate,\n",
+                "                    refused_estimate=None,\n",
+            ),
+        ),
+        (
+            f"{ANSWERS}::test_a_402_keeps_the_estimate_that_was_refused",
+            f"{GATES}::test_a_dear_row_waits_while_cheap_ones_pass",
+        ),
+    ),
+    Protection(
+        "rows-that-fit-the-balance-pass",
+        "a dear row's 402 does not hold up what the balance covers",
+        (
+            Edit(
+                MODEL,
+                "            if gate.name is GateName.CREDIT and self._affordable(gate, estimate):\n",
+                "            if gate.name is GateName.CREDIT and not gate.name:\n",
+            ),
+            Edit(
+                MODEL,
+                '            return min(self.remaining, gate.refused_estimate - Decimal("0.0001"))\n',
+                "            return Decimal(-1)\n",
+            ),
+        ),
+        (
+            f"{GATES}::test_a_dear_row_waits_while_cheap_ones_pass",
+            f"{PURE}::test_a_dear_refusal_does_not_hold_up_cheaper_work",
+        ),
+    ),
+    Protection(
+        "402-fails-nothing",
+        "402 holds: what is dearer than what was refused waits",
+        (
+            Edit(
+                MODEL,
+                "            and estimate < gate.refused_estimate\n",
+                "            and gate.refused_estimate\n",
+            ),
+        ),
+        (f"{PURE}::test_the_ceiling_lets_in_exactly_what_no_gate_holds",),
+    ),
+    Protection(
+        "401-holds-everything",
+        "401 closes the gate: nothing new is sent, nothing fails",
+        (
+            Edit(
+                "api_client/verdicts.py",
+                '"INVALID_API_KEY": _row(_H, _H, _H, _H, _H)',
+                '"INVALID_API_KEY": _row(_P, _H, _H, _H, _H)',
+            ),
+        ),
+        (
+            f"{GATES}::test_a_bad_key_holds_everything_and_fails_nothing",
+            f"{ANSWERS}::test_an_error_of_the_provider[error-INVALID_API_KEY-mapped]",
+        ),
+    ),
+    Protection(
+        "retry-after-holds-everybody",
+        "429 and 503 close the backoff gate for as long as Retry-After says",
+        (
+            Edit(
+                COMMON,
+                "seconds = error.retry_after or backoff(",
+                "seconds = backoff(",
+            ),
+        ),
+        (f"{ANSWERS}::test_a_refusal_holds_everybody_for_as_long_as_it_says",),
+    ),
+    Protection(
+        "longer-wait-is-not-shortened",
+        "a longer wait is not shortened by a shorter one",
+        (
+            Edit(
+                MODEL,
+                "func.greatest(_gates.c.opens_at, new.excluded.opens_at)",
+                "new.excluded.opens_at",
+            ),
+        ),
+        (
+            f"{GATES}::test_a_longer_wait_is_not_shortened_by_a_shorter_one",
+            f"{SQL}::test_a_shorter_wait_does_not_shorten_a_longer_one",
+        ),
+    ),
+    Protection(
+        "backoff-grows",
+        "a storm closes the gate for longer each time",
+        (
+            Edit(
+                MODEL,
+                "_gates.c.failures + (0 if was_closed else 1)",
+                "_gates.c.failures",
+            ),
+        ),
+        (f"{HARD}::test_the_backoff_gate_closes_for_longer_each_time",),
+    ),
+    Protection(
+        "storm-counts-once",
+        "many refusals of one moment are one closing",
+        (
+            Edit(
+                MODEL,
+                "_gates.c.failures + (0 if was_closed else 1)",
+                "_gates.c.failures + 1",
+            ),
+        ),
+        (f"{HARD}::test_many_refusals_of_one_moment_count_as_one",),
+    ),
+    Protection(
+        "probes-are-sparing",
+        "each probe is handed out once",
+        (
+            Edit(
+                MODEL,
+                "        .values(probe_at=in_seconds(every))\n        .returning",
+                "        .values(probe_at=_gates.c.probe_at)\n        .returning",
+            ),
+        ),
+        (f"{SQL}::test_each_probe_is_handed_out_once", f"{GATES}::test_a_probe_is_handed_out_once"),
+    ),
+    Protection(
+        "probes-are-not-put-off",
+        "many refusals do not put a planned probe off",
+        (
+            Edit(
+                MODEL,
+                "func.least(_gates.c.probe_at, new.excluded.probe_at)",
+                "new.excluded.probe_at",
+            ),
+        ),
+        (f"{SQL}::test_refusals_do_not_put_the_probe_off",),
+    ),
+    Protection(
+        "gates-open-by-themselves",
+        "an answered balance opens the gates that it may",
+        (
+            Edit(
+                MODEL,
+                "    opened = [GateName.API_KEY] if open_(conn, GateName.API_KEY) else []\n",
+                "    opened: list[GateName] = []\n",
+            ),
+        ),
+        (
+            f"{SQL}::test_an_answered_balance_shows_that_the_key_is_good",
+            f"{DISPATCHER}::test_a_closed_gate_is_probed_and_opens_by_itself",
+        ),
+    ),
+    Protection(
+        "running-is-followed-behind-gates",
+        "running tasks are followed while every gate is closed",
+        (
+            Edit(
+                "worker/stages/poll.py",
+                "    if row is None or row.status != Status.RUNNING or row.remote_task_id is None:\n        return\n",
+                "    if row is None or row.status != Status.RUNNING or row.remote_task_id is None:\n        return\n"
+                "    from models import gates\n"
+                "    with rt.engine.connect() as conn:\n"
+                "        if gates.sending(conn).closed:\n            return\n",
+            ),
+        ),
+        (f"{GATES}::test_running_tasks_are_followed_while_every_gate_is_closed",),
+    ),
+    # --- limits -----------------------------------------------------------------------------
+    Protection(
+        "limit-has-a-floor",
+        "a learned limit has floor 1",
+        (
+            Edit(
+                "models/schedule.py",
+                "    lower = max(1, running - 1)\n",
+                "    lower = running - 1\n",
+            ),
+        ),
+        (f"{SCHEDULE}::test_the_limit_is_learned_downwards_and_never_raised_by_a_refusal",),
+    ),
+    Protection(
+        "limit-grows-again",
+        "a learned limit grows again",
+        (
+            Edit(
+                "models/schedule.py",
+                "        .values(value=_limits.c.value + 1, changed_at=func.now())\n",
+                "        .values(value=_limits.c.value, changed_at=func.now())\n",
+            ),
+        ),
+        (
+            f"{SCHEDULE}::test_the_limit_grows_again_by_one_at_a_time_and_is_forgotten_at_the_setting",
+        ),
+    ),
+    Protection(
+        "limit-is-learned",
+        "CONCURRENCY_LIMIT_REACHED lowers what is in flight",
+        (
+            Edit(
+                "worker/stages/submit.py",
+                "            schedule.learn_lower(conn, schedule.in_flight(conn))\n",
+                "            schedule.in_flight(conn)\n",
+            ),
+        ),
+        (f"{ANSWERS}::test_a_limit_is_learned_and_never_falls_below_one",),
+    ),
+    Protection(
+        "rate-is-shared",
+        "the request rate is shared by all workers",
+        (
+            Edit(
+                "worker/limiter.py",
+                "        if self._url is not None and self._clock() >= self._shared_from:\n",
+                "        if self._url is None and self._clock() < self._shared_from:\n",
+            ),
+        ),
+        (f"{RATE}::test_two_workers_share_one_rate",),
+    ),
+    Protection(
+        "rate-falls-back",
+        "without Redis each process keeps the rate by itself, and work goes on",
+        (
+            Edit(
+                "worker/limiter.py",
+                "                self._shared_from = self._clock() + _RETRY_SHARED\n",
+                "                raise\n",
+            ),
+        ),
+        (
+            f"{RATE}::test_without_valkey_each_worker_limits_itself_and_goes_on",
+            f"{RATE}::test_a_valkey_that_was_never_there_stops_nobody",
+        ),
+    ),
+)

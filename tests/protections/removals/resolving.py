@@ -1,0 +1,353 @@
+"""Deciding what became of a lost answer: adopt narrowly, send again widely, else ask."""
+
+from tests.protections.protection import Edit, Protection
+
+STAGE = "tests/integration/test_resolve_stage.py"
+RULES = "tests/unit/test_resolution.py"
+ANSWERS = "tests/integration/test_answers.py"
+WATCH = "tests/integration/test_watch.py"
+HARD = "tests/integration/test_hard_cases_answers.py"
+
+RESOLUTION = "models/resolution.py"
+RESOLVE = "worker/stages/resolve.py"
+SETTLING = "models/transitions/settling.py"
+
+PROTECTIONS = (
+    Protection(
+        "settle-wait",
+        "resolving starts after settle_at",
+        (Edit("models/watch.py", "                settle_in <= 0,\n", "                True,\n"),),
+        (
+            f"{STAGE}::test_an_early_message_only_puts_it_off",
+            f"{WATCH}::test_every_open_attempt_is_part_of_the_case_and_settled_with_the_last",
+        ),
+    ),
+    Protection(
+        "intent-is-due-when-it-settles",
+        "nothing is due between intent and settle_at",
+        (
+            Edit(
+                "models/transitions/before.py",
+                '"due_at": in_seconds(settle_seconds),',
+                '"due_at": in_seconds(0),',
+            ),
+        ),
+        (
+            "tests/integration/test_submit_stage.py::test_nothing_is_due_between_intent_and_settling",
+        ),
+    ),
+    Protection(
+        "submitting-is-resolved",
+        "submitting rows whose lease ended are resolved as well",
+        (
+            Edit(
+                "models/watch.py",
+                "g.status.in_([Status.SUBMITTING, Status.UNCERTAIN]),",
+                "g.status.in_([Status.UNCERTAIN]),",
+            ),
+        ),
+        (f"{STAGE}::test_a_submitting_row_whose_worker_died",),
+    ),
+    # --- narrow to adopt --------------------------------------------------------------------
+    Protection(
+        "adopt-only-a-drawn-seed",
+        "adopt: only the attempt's own drawn seed is a mark",
+        (
+            Edit(
+                RESOLUTION,
+                "return attempt.seed_drawn and task.seed not in",
+                "return task.seed not in",
+            ),
+        ),
+        (
+            f"{STAGE}::test_a_fixed_seed_is_adopted_only_with_an_exclusive_key",
+            f"{RULES}::test_a_producers_seed_is_no_mark",
+        ),
+    ),
+    Protection(
+        "fixed-seed-needs-an-exclusive-key",
+        "adopt a fixed seed: the key is declared exclusive",
+        (Edit(RESOLUTION, "    if not case.key_exclusive:\n", "    if not case.attempts:\n"),),
+        (
+            f"{STAGE}::test_a_fixed_seed_is_adopted_only_with_an_exclusive_key",
+            f"{RULES}::test_a_fixed_seed_is_not_adopted_where_others_use_the_key",
+        ),
+    ),
+    Protection(
+        "fixed-seed-needs-all-echoed-fields",
+        "adopt a fixed seed: all echoed fields equal",
+        (Edit(RESOLUTION, "    return echoed and task.seed ==", "    return task.seed =="),),
+        (
+            f"{STAGE}::test_a_fixed_seed_with_a_normalised_ratio_is_undecided",
+            f"{RULES}::test_a_fixed_seed_with_a_field_shown_otherwise_is_neither_adopted_nor_sent_again",
+        ),
+    ),
+    Protection(
+        "fixed-seed-needs-the-window",
+        "adopt a fixed seed: created inside the window",
+        (
+            Edit(
+                RESOLUTION,
+                "    return echoed and task.seed == attempt.seed and in_window\n",
+                "    return echoed and task.seed == attempt.seed\n",
+            ),
+            Edit(RESOLUTION, "    return window.holds(task.created_at)\n", "    return True\n"),
+        ),
+        (
+            f"{STAGE}::test_skewed_clocks[7-True]",
+            f"{RULES}::test_a_fixed_seed_outside_the_window_is_somebody_elses",
+        ),
+    ),
+    Protection(
+        "fixed-seed-needs-no-rival",
+        "adopt a fixed seed: no other generation has an open attempt with it",
+        (Edit(RESOLUTION, "    if case.rival:\n", "    if not case.attempts:\n"),),
+        (
+            f"{STAGE}::test_a_rival_with_an_open_attempt_makes_it_undecided",
+            f"{RULES}::test_a_fixed_seed_is_not_adopted_while_a_rival_has_an_open_attempt",
+        ),
+    ),
+    Protection(
+        "rival-in-any-status",
+        "a rival counts in any status, as long as its attempt is open",
+        (
+            Edit(
+                "models/watch.py",
+                "                    a.generation_id != generation_id,\n",
+                "                    a.generation_id != generation_id,\n"
+                "                    a.generation_id.in_(select(g.id).where(g.finished_at.is_(None))),\n",
+            ),
+        ),
+        (
+            f"{STAGE}::test_a_rival_with_an_open_attempt_makes_it_undecided",
+            f"{WATCH}::test_an_open_attempt_of_another_with_this_fingerprint_is_a_rival_in_any_status",
+        ),
+    ),
+    Protection(
+        "no-guess-between-equals",
+        "more equal tasks than attempts: undecided",
+        (
+            Edit(
+                RESOLUTION,
+                "    if possible != distinct or len(distinct) > len(case.attempts):\n",
+                "    if possible != distinct:\n",
+            ),
+        ),
+        (
+            f"{STAGE}::test_two_equal_tasks_for_one_attempt_are_undecided",
+            f"{RULES}::test_two_equal_tasks_for_one_fixed_seed_attempt_are_not_guessed_between",
+        ),
+    ),
+    Protection(
+        "drawn-seed-needs-no-stamp",
+        "the window never discards a match of a drawn seed",
+        (
+            Edit(
+                RESOLUTION,
+                "        if carries_mark(attempt, task)\n    ]\n",
+                "        if carries_mark(attempt, task) and attempt.window(skew).holds(task.created_at)\n    ]\n",
+            ),
+            Edit(RESOLUTION, "    if carries_mark(attempt, task):\n        return True\n", ""),
+        ),
+        (
+            f"{STAGE}::test_a_drawn_seed_proves_itself_whatever_the_stamps_say",
+            f"{RULES}::test_a_drawn_seed_is_adopted_whatever_its_stamps_say",
+        ),
+    ),
+    Protection(
+        "several-own-seeds-flag-the-rest",
+        "several of our own drawn seeds: adopt one, flag the rest",
+        (
+            Edit(
+                RESOLVE,
+                "                    watch.flag_second(conn, generation_id, number, other)\n",
+                "                    log.debug('%s %s', number, other)\n",
+            ),
+        ),
+        (f"{STAGE}::test_processed_while_it_is_sent_again_both_are_found",),
+    ),
+    # --- wide to send again -----------------------------------------------------------------
+    Protection(
+        "seedless-could-be-ours",
+        "send again: a task that shows no seed could be ours",
+        (
+            Edit(
+                RESOLUTION,
+                "    if task.seed not in _NOT_A_SEED and task.seed not in _as_it",
+                "    if task.seed not in _as_it",
+            ),
+        ),
+        (
+            f"{STAGE}::test_without_a_shown_seed_nothing_is_sent_again",
+            f"{STAGE}::test_a_fresh_foreign_task_without_a_seed_could_be_ours",
+            f"{RULES}::TestSendAgain::test_a_task_that_shows_no_seed_could_be_ours",
+        ),
+    ),
+    Protection(
+        "seedless-is-looked-at",
+        "a task that shows no seed: GET it first",
+        (
+            Edit(
+                "worker/reading.py",
+                "        if task.seed in (None, -1):\n",
+                "        if task.seed == -2:\n",
+            ),
+        ),
+        (f"{STAGE}::test_a_seed_that_only_the_task_itself_shows",),
+    ),
+    Protection(
+        "normalised-seed-could-be-ours",
+        "a seed that was normalised differently still could be ours",
+        (
+            Edit(
+                RESOLUTION,
+                "    return {seed, seed % 2**31, low, low - 2**32 if low >= 2**31 else low}",
+                "    return {seed}",
+            ),
+        ),
+        (
+            "tests/integration/test_hard_cases_watch.py"
+            "::test_a_producers_seed_that_the_provider_shortened_could_still_be_ours",
+        ),
+    ),
+    Protection(
+        "normalised-fields-exclude-nothing",
+        "a normalised ratio still could be ours",
+        (
+            Edit(
+                RESOLUTION,
+                "    if not possible:\n        return Absent()\n",
+                "    if not distinct:\n        return Absent()\n",
+            ),
+        ),
+        (
+            f"{STAGE}::test_a_fixed_seed_with_a_normalised_ratio_is_undecided",
+            f"{RULES}::TestSendAgain::test_other_fields_exclude_nothing",
+        ),
+    ),
+    # --- two readings -----------------------------------------------------------------------
+    Protection(
+        "two-readings",
+        "two complete readings that agree",
+        (
+            Edit(
+                RESOLVE,
+                "    second = _judged(rt, cases, _read(rt, cases))\n",
+                "    second = first\n",
+            ),
+        ),
+        (
+            f"{STAGE}::test_a_request_that_never_came_through_is_sent_again",
+            f"{STAGE}::test_readings_that_disagree_decide_nothing",
+        ),
+    ),
+    Protection(
+        "second-reading-after-the-first",
+        "the second reading begins after the first ended",
+        (
+            Edit(
+                RESOLVE,
+                "    first = _judged(rt, cases, _read(rt, cases))\n",
+                "    from concurrent.futures import ThreadPoolExecutor\n"
+                "    with ThreadPoolExecutor(2) as pool:\n"
+                "        one, two = pool.map(lambda _: _read(rt, cases), (1, 2))\n"
+                "    first = _judged(rt, cases, one)\n",
+            ),
+            Edit(
+                RESOLVE,
+                "    second = _judged(rt, cases, _read(rt, cases))\n",
+                "    second = _judged(rt, cases, two)\n",
+            ),
+        ),
+        (f"{STAGE}::test_the_second_reading_begins_when_the_first_has_ended",),
+    ),
+    Protection(
+        "readings-must-agree",
+        "where two readings differ nothing is decided",
+        (
+            Edit(
+                RESOLUTION,
+                '            return Undecided("two readings of the task list disagree")\n',
+                "            return first\n",
+            ),
+            Edit(
+                RESOLUTION,
+                "        case _, Undecided():\n            return second\n",
+                "        case _, Undecided():\n            return first\n",
+            ),
+        ),
+        (
+            f"{STAGE}::test_readings_that_disagree_decide_nothing",
+            f"{RULES}::test_readings_that_differ_decide_nothing",
+        ),
+    ),
+    Protection(
+        "only-complete-readings-decide",
+        "a reading that is not complete decides nothing",
+        (
+            Edit(
+                RESOLVE,
+                "        if not reading.complete and not",
+                "        if not reading.pages and not",
+            ),
+        ),
+        (
+            f"{STAGE}::test_a_list_that_says_there_is_more_than_it_shows_decides_nothing",
+            "tests/integration/test_hard_cases_watch.py::test_the_list_of_another_account_decides_nothing",
+        ),
+    ),
+    Protection(
+        "unknown-is-judged-again",
+        "unknown is judged again in the deciding transaction",
+        (Edit(RESOLVE, "            if taken:\n", "            if len(taken) > 1:\n"),),
+        (
+            f"{STAGE}::test_what_another_generation_took_between_reading_and_deciding_is_not_adopted",
+        ),
+    ),
+    # --- bounds -----------------------------------------------------------------------------
+    Protection(
+        "attempts-bounded",
+        "attempts are bounded, also under endless TASK_SUBMIT_FAILED",
+        (
+            Edit(
+                SETTLING,
+                "    if not moved and in_vain >= max_attempts:\n",
+                "    if not moved and in_vain >= max_attempts + 99:\n",
+            ),
+        ),
+        (f"{ANSWERS}::test_endless_submit_failures_are_bounded",),
+    ),
+    Protection(
+        "refusals-burn-no-attempt",
+        "only attempts that made no task count against the bound",
+        (Edit(SETTLING, ' a.outcome == "absent", a.number != attempt', " a.number != attempt"),),
+        (f"{HARD}::test_refusals_use_up_no_attempts",),
+    ),
+    Protection(
+        "undecided-asks-an-operator",
+        "undecidable after a bound: attention",
+        (
+            Edit(
+                RESOLVE,
+                "    if failures >= ATTENTION_AFTER:\n",
+                "    if failures >= ATTENTION_AFTER + 99:\n",
+            ),
+        ),
+        (
+            f"{STAGE}::test_without_a_shown_seed_nothing_is_sent_again",
+            f"{STAGE}::test_attention_gives_up_the_slot_and_keeps_the_lock",
+        ),
+    ),
+    Protection(
+        "outage-of-the-list-burns-nothing",
+        "an outage of the list decides nothing and asks nobody",
+        (
+            Edit(
+                RESOLVE,
+                "                transitions.reschedule(\n                    conn, one.case.generation_id, one.lease, seconds=RETRY_BASE * 2\n                )\n",
+                '                _wait(conn, one, "an outage", ())\n',
+            ),
+        ),
+        (f"{STAGE}::test_an_outage_of_the_list_burns_nothing",),
+    ),
+)

@@ -1,0 +1,403 @@
+"""Who works on what, and when: claims, leases, messages, slots, turns, and the fingerprint lock."""
+
+from tests.protections.protection import Edit, Protection
+
+SQL = "tests/integration/test_schedule.py"
+DISPATCHER = "tests/integration/test_dispatcher.py"
+RESOLVE = "tests/integration/test_resolve_stage.py"
+POLL = "tests/integration/test_poll_stage.py"
+SUBMIT = "tests/integration/test_submit_stage.py"
+MOVES = "tests/integration/test_transitions.py"
+HARD = "tests/integration/test_hard_cases_schedule.py"
+ACCEPT = "tests/integration/test_accept_stage.py"
+SERVICE = "tests/acceptance/test_service.py"
+
+SCHEDULE = "models/schedule.py"
+COMMON = "worker/stages/common.py"
+
+PROTECTIONS = (
+    # --- leases and messages ----------------------------------------------------------------
+    Protection(
+        "claim-ends-with-its-lease",
+        "a claimed row is due again when its lease ends",
+        (
+            Edit(
+                SCHEDULE,
+                ".values(lease=g.lease + 1, due_at=in_seconds(lease_seconds))",
+                ".values(lease=g.lease + 1, due_at=in_seconds(10**7))",
+            ),
+        ),
+        (
+            f"{SQL}::test_a_lost_message_is_made_good_when_the_lease_ends",
+            f"{SQL}::test_a_claim_raises_the_lease_and_is_due_again_at_its_end",
+        ),
+    ),
+    Protection(
+        "claim-raises-the-lease",
+        "each claim raises the lease: whoever had the row has lost it",
+        (
+            Edit(
+                SCHEDULE,
+                ".values(lease=g.lease + 1, due_at=in_seconds(lease_seconds))",
+                ".values(lease=g.lease, due_at=in_seconds(lease_seconds))",
+            ),
+        ),
+        (
+            f"{SQL}::test_a_claim_raises_the_lease_and_is_due_again_at_its_end",
+            f"{DISPATCHER}::test_two_at_once_never_hand_out_the_same_lease",
+            f"{POLL}::test_the_same_message_twice_and_an_old_one",
+        ),
+    ),
+    Protection(
+        "claims-do-not-wait",
+        "dispatchers share due rows without waiting for each other",
+        (
+            Edit(
+                SCHEDULE,
+                '        .with_for_update(skip_locked=True)\n        .cte("due")',
+                '        .with_for_update()\n        .cte("due")',
+            ),
+        ),
+        (f"{SQL}::test_two_dispatchers_share_without_waiting_and_without_overlap",),
+    ),
+    Protection(
+        "stages-hold-the-lease",
+        "a stage works only while the row has its lease",
+        (
+            Edit(
+                COMMON,
+                "        ).where(g.id == generation_id, g.lease == lease, g.finished_at.is_(None))\n    ).one_or_none()",
+                "        ).where(g.id == generation_id, g.finished_at.is_(None))\n    ).one_or_none()",
+            ),
+        ),
+        (
+            f"{POLL}::test_the_same_message_twice_and_an_old_one",
+            f"{DISPATCHER}::test_old_messages_replayed_at_every_step_change_nothing",
+        ),
+    ),
+    Protection(
+        "resolving-holds-the-lease",
+        "an old message resolves nothing",
+        (
+            Edit(
+                "models/watch.py",
+                "                g.lease == lease,\n                g.status.in_([Status.SUBMITTING",
+                "                g.status.in_([Status.SUBMITTING",
+            ),
+        ),
+        (f"{RESOLVE}::test_an_old_message_does_nothing",),
+    ),
+    Protection(
+        "rescheduling-holds-the-lease",
+        "only whoever has the lease says when a row is due next",
+        (
+            Edit(
+                "models/transitions/following.py",
+                ".where(g.id == generation_id, g.lease == lease, g.status.in_(sorted(LIVE)))",
+                ".where(g.id == generation_id, g.status.in_(sorted(LIVE)))",
+            ),
+        ),
+        (f"{MOVES}::test_reschedule_is_for_whoever_has_the_lease_of_a_live_row",),
+    ),
+    Protection(
+        "lease-renewed-for-each-page",
+        "leases are renewed per page read",
+        (
+            Edit(
+                "worker/stages/resolve.py",
+                "            common.renew(rt.engine, one.case.generation_id, one.lease, rt.settings.lease)\n",
+                "            log.debug('%s', one.lease)\n",
+            ),
+        ),
+        (f"{RESOLVE}::test_a_lease_is_renewed_while_reading",),
+    ),
+    Protection(
+        "unpublished-claims-go-back",
+        "claims that could not be published are due again soon",
+        (
+            Edit(
+                "worker/dispatcher.py",
+                "                    schedule.release(conn, left, seconds=2.0)\n",
+                "                    schedule.release(conn, [], seconds=2.0)\n",
+            ),
+        ),
+        (f"{DISPATCHER}::test_a_publish_that_fails_gives_the_claims_back",),
+    ),
+    Protection(
+        "publish-bound",
+        "about twice as many messages as there are slots, no more",
+        (
+            Edit(
+                "worker/dispatcher.py",
+                "room = 2 * self._slots - self._broker.depth()",
+                "room = 1000 - self._broker.depth()",
+            ),
+        ),
+        (f"{DISPATCHER}::test_no_more_messages_than_twice_the_slots",),
+    ),
+    Protection(
+        "dispatcher-outlives-everything",
+        "nothing that goes wrong ends the dispatcher",
+        (
+            Edit(
+                "worker/dispatcher.py",
+                "                self._beat()\n                self._stop.wait(pause)\n",
+                "                self._beat()\n                return\n",
+            ),
+        ),
+        (
+            f"{DISPATCHER}::test_the_loop_outlives_a_broker_that_is_away",
+            f"{DISPATCHER}::test_the_loop_outlives_its_connections",
+        ),
+    ),
+    Protection(
+        "enqueuing-wakes",
+        "dispatchers wake at once when something is enqueued",
+        (
+            Edit(
+                SCHEDULE,
+                '    conn.execute(select(func.pg_notify(CHANNEL, "")))\n',
+                '    conn.execute(select(func.length("")))\n',
+            ),
+        ),
+        (
+            f"{SQL}::test_enqueuing_wakes_who_listens_at_the_commit",
+            f"{DISPATCHER}::test_it_wakes_at_once_when_something_is_enqueued",
+        ),
+    ),
+    # --- poison -----------------------------------------------------------------------------
+    Protection(
+        "poison-bound",
+        "a generation of which workers die ends after a bound",
+        (
+            Edit(
+                "worker/dispatcher.py",
+                "            if claim.tries < self._rt.settings.max_tries:\n",
+                "            if claim.tries < 10**6:\n",
+            ),
+        ),
+        (
+            f"{DISPATCHER}::test_what_workers_die_of_is_bounded_before_the_post",
+            f"{DISPATCHER}::test_after_the_post_it_needs_attention_and_is_never_failed",
+        ),
+    ),
+    Protection(
+        "poison-counts-beginnings",
+        "a try is counted when work begins, and stays if the worker dies",
+        (
+            Edit(
+                COMMON,
+                "        count_try(conn, generation_id, lease)\n        return load(",
+                "        return load(",
+            ),
+        ),
+        (f"{DISPATCHER}::test_what_workers_die_of_is_bounded_before_the_post",),
+    ),
+    Protection(
+        "poison-forgets-progress",
+        "polling is no attempt: progress takes the try back",
+        (
+            Edit(
+                "models/transitions/following.py",
+                '{"due_at": in_seconds(seconds), "tries": 0}',
+                '{"due_at": in_seconds(seconds)}',
+            ),
+        ),
+        (f"{POLL}::test_polling_is_not_an_attempt",),
+    ),
+    Protection(
+        "poison-never-fails-what-runs",
+        "after the POST it needs attention and is never failed",
+        (
+            Edit(
+                "worker/dispatcher.py",
+                "                if claim.stage in (Stage.UPLOAD, Stage.SUBMIT):\n",
+                "                if claim.stage in (Stage.UPLOAD, Stage.SUBMIT, Stage.POLL, Stage.RESOLVE):\n",
+            ),
+        ),
+        (f"{DISPATCHER}::test_after_the_post_it_needs_attention_and_is_never_failed",),
+    ),
+    # --- slots and turns --------------------------------------------------------------------
+    Protection(
+        "slots-bounded",
+        "max_in_flight bounds what is past admission",
+        (
+            Edit(
+                SCHEDULE,
+                "    free = min(limit, max_in_flight - in_flight(conn))\n",
+                "    free = limit\n",
+            ),
+        ),
+        (
+            f"{SQL}::test_only_free_slots_are_filled",
+            f"{DISPATCHER}::test_max_in_flight_bounds_what_is_past_admission",
+        ),
+    ),
+    Protection(
+        "one-admits-at-a-time",
+        "two dispatchers together never exceed the slots",
+        (Edit(SCHEDULE, "    if not locked:\n        return []\n", ""),),
+        (f"{SQL}::test_only_one_admits_at_a_time_and_the_other_does_not_wait",),
+    ),
+    Protection(
+        "turns-between-tenants",
+        "a tenant with ten thousand waiting does not starve one with five",
+        (
+            Edit(
+                SCHEDULE,
+                "ORDER BY c.priority DESC, coalesce(b.n, 0) + c.turn, c.created_at",
+                "ORDER BY c.priority DESC, c.created_at",
+            ),
+        ),
+        (
+            f"{SQL}::test_tenants_take_turns",
+            f"{SQL}::test_ten_thousand_of_one_tenant_do_not_starve_five_of_another",
+        ),
+    ),
+    Protection(
+        "busy-tenants-wait-their-turn",
+        "what a tenant has in flight counts for its turn",
+        (Edit(SCHEDULE, "coalesce(b.n, 0) + c.turn", "c.turn"),),
+        (f"{SQL}::test_who_is_busy_already_waits_for_its_turn",),
+    ),
+    Protection(
+        "deadline-lapses-while-waiting",
+        "a deadline passes also without a slot or behind a gate",
+        (Edit(SCHEDULE, "    transitions.lapse(conn, g.status == Status.ACCEPTED)\n", ""),),
+        (
+            f"{SQL}::test_a_deadline_that_passed_ends_it_before_admission_even_without_a_slot",
+            f"{SQL}::test_a_deadline_passes_also_while_a_gate_holds_everything",
+        ),
+    ),
+    Protection(
+        "attention-gives-up-its-slot",
+        "a row in attention gives up its slot",
+        (
+            Edit(
+                SCHEDULE,
+                "        .where(g.status.in_(sorted(LIVE)), g.attention.is_(None))\n",
+                "        .where(g.status.in_(sorted(LIVE)))\n",
+            ),
+        ),
+        (
+            f"{RESOLVE}::test_attention_gives_up_the_slot_and_keeps_the_lock",
+            f"{SQL}::test_attention_and_ended_rows_hold_no_slot",
+        ),
+    ),
+    Protection(
+        "blocked-rows-starve-nobody",
+        "blocked rows are looked past",
+        (Edit(SCHEDULE, "_ADMISSION_ROUNDS = 10\n", "_ADMISSION_ROUNDS = 1\n"),),
+        (
+            f"{RESOLVE}::test_blocked_rows_starve_nobody",
+            f"{SQL}::test_a_crowd_of_equal_seeds_does_not_keep_a_slot_from_the_rest",
+        ),
+    ),
+    Protection(
+        "locked-rows-hold-up-nobody",
+        "a producer's open transaction on one row does not keep others from being admitted",
+        (
+            Edit(
+                "models/transitions/before.py",
+                '            "blocked_by": None,\n            "waits_for": None,\n        },\n'
+                "        # A producer's open transaction on one row must not hold up all the others.\n"
+                "        skip_locked=True,\n",
+                '            "blocked_by": None,\n            "waits_for": None,\n        },\n',
+            ),
+        ),
+        (f"{HARD}::test_a_row_locked_by_a_producer_does_not_keep_others_from_being_admitted",),
+    ),
+    # --- the fingerprint lock ---------------------------------------------------------------
+    Protection(
+        "lock-checked-at-admission",
+        "a row whose fingerprint is in doubt stays accepted, and shows blocked_by",
+        (Edit(SCHEDULE, "        if blocked_by is not None:\n", "        if not row.id:\n"),),
+        (
+            f"{SQL}::test_an_equal_one_in_doubt_blocks_and_is_named",
+            f"{SQL}::test_of_equal_ones_the_oldest_goes_and_the_rest_wait_for_it",
+        ),
+    ),
+    Protection(
+        "lock-wakes-the-oldest",
+        "leaving doubt wakes the oldest waiter, in the same transaction",
+        (
+            Edit(
+                "models/transitions/core.py",
+                "            _wake_waiter(conn, row.fingerprint)\n",
+                "            pass\n",
+            ),
+        ),
+        (
+            f"{RESOLVE}::test_leaving_doubt_wakes_the_oldest_waiter_alone",
+            f"{MOVES}::test_the_fingerprint_lock_wakes_the_oldest_waiter_when_it_is_released",
+        ),
+    ),
+    Protection(
+        "lock-is-kept-in-attention",
+        "a row in attention keeps the lock",
+        (
+            Edit(
+                SCHEDULE,
+                "    WHERE o.finished_at IS NULL AND o.fingerprint = :mark AND o.id <> :id\n",
+                "    WHERE o.finished_at IS NULL AND o.fingerprint = :mark AND o.id <> :id\n      AND o.attention IS NULL\n",
+            ),
+        ),
+        (
+            f"{RESOLVE}::test_attention_gives_up_the_slot_and_keeps_the_lock",
+            f"{SQL}::test_a_row_in_attention_gives_up_its_slot_and_keeps_the_lock",
+        ),
+    ),
+    # --- taking in --------------------------------------------------------------------------
+    Protection(
+        "redelivery-changes-nothing",
+        "a message delivered twice makes one row",
+        (
+            Edit(
+                "models/intake.py",
+                "        .values([_row(new) for new in sorted(requests, key=_order)])\n        .on_conflict_do_nothing()\n",
+                "        .values([_row(new) for new in sorted(requests, key=_order)])\n",
+            ),
+        ),
+        (
+            f"{ACCEPT}::test_redelivery_changes_nothing",
+            f"{ACCEPT}::test_the_same_message_to_two_workers_at_once",
+            f"{ACCEPT}::test_an_idempotency_key_twice_is_one_row",
+        ),
+    ),
+    Protection(
+        "message-kept-while-the-database-is-away",
+        "a message is given back while its row can't be committed",
+        (
+            Edit(
+                "worker/tasks.py",
+                "    except (OperationalError, InterfaceError, ProgrammingError, PoolTimeout) as error:\n",
+                "    except ZeroDivisionError as error:\n",
+            ),
+        ),
+        (f"{HARD}::test_a_message_is_given_back_while_every_connection_is_taken",),
+    ),
+    Protection(
+        "unreadable-messages-are-set-aside",
+        "a message that can't be read is kept apart before it kills the worker",
+        (
+            Edit(
+                "worker/celeryconfig.py",
+                'worker_consumer = "worker.consumer:Consumer"\n',
+                'worker_consumer = "celery.worker.consumer:Consumer"\n',
+            ),
+        ),
+        (f"{SERVICE}::test_bad_input_ends_as_a_failed_generation_and_garbage_is_set_aside",),
+    ),
+    Protection(
+        "entries-that-are-no-messages",
+        "an entry of a queue that is no message does not end the worker",
+        (
+            Edit(
+                "worker/celeryconfig.py",
+                '    broker_transport = "worker.transport:Transport"\n',
+                '    broker_transport = "redis"\n',
+            ),
+        ),
+        (f"{SERVICE}::test_bad_input_ends_as_a_failed_generation_and_garbage_is_set_aside",),
+    ),
+)

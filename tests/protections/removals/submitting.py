@@ -1,0 +1,364 @@
+"""Before the POST: attempts and their seeds, the intent's guards, and the check on the open wire."""
+
+from tests.protections.protection import Edit, Protection
+
+SQL = "tests/integration/test_submission.py"
+STAGE = "tests/integration/test_submit_stage.py"
+CANCEL = "tests/integration/test_cancel.py"
+TABLES = "tests/integration/test_constraints.py"
+WIRE = "tests/integration/test_api_client_wire.py"
+HARD = "tests/integration/test_hard_cases_answers.py"
+
+SUBMISSION = "models/submission.py"
+BEFORE = "models/transitions/before.py"
+SUBMIT = "worker/stages/submit.py"
+MIGRATION = "alembic/versions/0001_the_tables.py"
+
+PROTECTIONS = (
+    # --- attempts ---------------------------------------------------------------------------
+    Protection(
+        "seed-fresh-for-each-attempt",
+        "a seed drawn by the service is fresh for each attempt",
+        (
+            Edit(
+                SUBMISSION,
+                "seed = _fresh_seed(conn) if fixed is None else fixed",
+                "seed = generation_id.int % 2**31 if fixed is None else fixed",
+            ),
+        ),
+        (
+            f"{STAGE}::test_each_attempt_draws_a_fresh_seed",
+            f"{SQL}::test_each_attempt_draws_its_own_seed",
+        ),
+    ),
+    Protection(
+        "seed-never-seen-before",
+        "a drawn seed was never drawn, nor shown by any remote task",
+        (Edit(SUBMISSION, "        if not taken:\n", "        if seed >= 0:\n"),),
+        (f"{SQL}::test_a_seed_that_anything_had_before_is_not_drawn",),
+    ),
+    Protection(
+        "seed-unique-in-the-table",
+        "the table itself refuses a seed drawn twice",
+        (
+            Edit(
+                MIGRATION,
+                '["seed"],\n        unique=True,',
+                '["seed"],\n        unique=False,',
+            ),
+        ),
+        (f"{TABLES}::test_no_two_attempts_share_a_drawn_seed_and_fixed_ones_may",),
+    ),
+    Protection(
+        "minus-one-is-no-seed",
+        "a producer's -1 counts as not given",
+        (Edit("models/marks.py", "seed is None or seed == -1", "seed is None"),),
+        (
+            f"{STAGE}::test_seeds_of_the_producer[-1-True]",
+            f"{SQL}::test_minus_one_is_as_good_as_no_seed",
+        ),
+    ),
+    Protection(
+        "task-of-one-generation",
+        "a remote task id is unique over all generations",
+        (
+            Edit(
+                MIGRATION,
+                '        sa.UniqueConstraint("remote_task_id", name=op.f("uq_generations_remote_task_id")),\n',
+                "",
+            ),
+        ),
+        (f"{TABLES}::test_a_remote_task_belongs_to_one_generation_for_ever",),
+    ),
+    # --- the intent -------------------------------------------------------------------------
+    Protection(
+        "intent-needs-the-lease",
+        "intent: the row's lease is held",
+        (
+            Edit(
+                SUBMISSION,
+                "g.id == generation_id, g.lease == lease, g.status == Status.UPLOADING",
+                "g.id == generation_id, g.status == Status.UPLOADING",
+            ),
+            Edit(
+                BEFORE,
+                "            g.lease == lease,\n            g.cancel_requested_at.is_(None),\n",
+                "            g.cancel_requested_at.is_(None),\n",
+            ),
+        ),
+        (f"{SQL}::test_a_lost_lease_makes_no_intent",),
+    ),
+    Protection(
+        "intent-needs-no-wish-to-cancel",
+        "intent: no cancel asked",
+        (
+            Edit(
+                SUBMISSION,
+                "    if row.cancel_requested_at is not None:\n        transitions.cancel(",
+                "    if row.late:\n        transitions.cancel(",
+            ),
+            Edit(BEFORE, "            g.cancel_requested_at.is_(None),\n", ""),
+        ),
+        (f"{SQL}::test_with_cancel_asked_it_is_cancelled",),
+    ),
+    Protection(
+        "intent-needs-time-left",
+        "intent: deadline not passed",
+        (Edit(SUBMISSION, "    if row.late:\n", "    if row.late and not lease:\n"),),
+        (
+            f"{STAGE}::test_a_past_deadline_sends_nothing",
+            f"{SQL}::test_past_its_deadline_it_expires",
+        ),
+    ),
+    Protection(
+        "intent-needs-an-open-gate",
+        "intent: gate open for this cost",
+        (
+            Edit(
+                SUBMISSION,
+                "    if gate is not None:\n        transitions.put_back(",
+                "    if gate is not None and not lease:\n        transitions.put_back(",
+            ),
+        ),
+        (f"{STAGE}::test_a_gate_that_closed_since_the_admission_holds_it",),
+    ),
+    Protection(
+        "intent-needs-no-match",
+        "intent: no unknown remote task matches one of its open attempts",
+        (
+            Edit(
+                SUBMISSION,
+                "    if match is not None:\n",
+                "    if match is not None and not lease:\n",
+            ),
+        ),
+        (
+            f"{STAGE}::test_an_unknown_task_that_matches_an_open_attempt_forbids_sending",
+            f"{HARD}::test_no_further_post_while_a_late_answer_may_be_the_generations_own_task",
+        ),
+    ),
+    Protection(
+        "intent-locks-the-fingerprint",
+        "intent: no other row with the same fingerprint is in doubt",
+        (
+            Edit(
+                SUBMISSION,
+                "        if holder is not None:\n            put_back_blocked",
+                "        if holder is not None and not lease:\n            put_back_blocked",
+            ),
+        ),
+        (
+            f"{STAGE}::test_two_with_one_fingerprint_are_never_in_doubt_together",
+            f"{SQL}::test_an_equal_one_in_doubt_blocks_it",
+            f"{SQL}::test_a_seed_drawn_for_another_that_equals_the_producers_blocks_it",
+        ),
+    ),
+    Protection(
+        "fingerprint-unique-in-doubt",
+        "the partial unique index is the last word",
+        (
+            Edit(
+                MIGRATION,
+                '["fingerprint"],\n        unique=True,',
+                '["fingerprint"],\n        unique=False,',
+            ),
+        ),
+        (
+            f"{STAGE}::test_the_unique_index_is_the_last_word",
+            f"{TABLES}::test_one_fingerprint_is_in_doubt_once",
+            f"{SQL}::test_two_equal_ones_at_the_same_moment",
+        ),
+    ),
+    Protection(
+        "index-conflict-waits",
+        "whoever loses at the unique index looks again, and waits",
+        (Edit(SUBMIT, "    except IntegrityError:\n", "    except ZeroDivisionError:\n"),),
+        (f"{STAGE}::test_the_unique_index_is_the_last_word",),
+    ),
+    Protection(
+        "intent-raises-the-lease",
+        "the intent raises the lease",
+        (
+            Edit(
+                BEFORE,
+                '                "lease": g.lease + 1,\n                "attempt": attempt,',
+                '                "attempt": attempt,',
+            ),
+        ),
+        (
+            "tests/integration/test_transitions.py::test_moves_from_its_sources_and_from_nowhere_else[intend]",
+        ),
+    ),
+    Protection(
+        "settles-after-b-k-l",
+        "settle_at = now + B + K + L + margin",
+        (
+            Edit(
+                SUBMISSION,
+                "return self.send_budget + self.late_creation + self.list_lag + self.margin",
+                "return self.send_budget + self.margin",
+            ),
+        ),
+        (
+            f"{STAGE}::test_it_settles_after_b_k_l_and_the_margin",
+            "tests/unit/test_gates.py::test_settling_takes_all_that_can_delay_a_task",
+        ),
+    ),
+    Protection(
+        "intent-before-the-post",
+        "the intent is committed before the POST",
+        (
+            Edit(
+                SUBMIT,
+                "    try:\n        with rt.engine.begin() as conn:\n            result = submission.begin(",
+                "    try:\n        with rt.engine.connect() as conn:\n            result = submission.begin(",
+            ),
+        ),
+        (f"{STAGE}::test_the_intent_is_there_before_the_post",),
+    ),
+    Protection(
+        "commit-confirmed",
+        "the POST follows only a COMMIT that was confirmed",
+        (
+            Edit(
+                SUBMIT,
+                "import IntegrityError, SQLAlchemyError",
+                "import IntegrityError, OperationalError, SQLAlchemyError",
+            ),
+            Edit(
+                SUBMIT,
+                "    except IntegrityError:\n",
+                "    except OperationalError:\n        pass\n    except IntegrityError:\n",
+            ),
+        ),
+        (f"{STAGE}::test_a_commit_of_unknown_outcome_sends_nothing",),
+    ),
+    # --- just before the POST ---------------------------------------------------------------
+    Protection(
+        "age-of-the-intent",
+        "age since before the intent's transaction is at most B",
+        (Edit(SUBMIT, "        if age > rt.settings.send_budget:\n", "        if age < 0:\n"),),
+        (
+            f"{STAGE}::test_a_pause_between_intent_and_check_is_seen",
+            f"{STAGE}::test_an_intent_beyond_its_age_is_not_sent",
+        ),
+    ),
+    Protection(
+        "age-from-before-the-transaction",
+        "the age counts from before the intent's transaction",
+        (
+            Edit(
+                SUBMIT,
+                "    started = waking_clock()\n    intent = _intend(rt, generation_id, lease)\n",
+                "    intent = _intend(rt, generation_id, lease)\n    started = waking_clock()\n",
+            ),
+        ),
+        (f"{STAGE}::test_an_intent_beyond_its_age_is_not_sent",),
+    ),
+    Protection(
+        "check-reads-the-row",
+        "a worker that slept past its lease is stopped by the check",
+        (
+            Edit(
+                SUBMISSION,
+                "row is None or row.status != Status.SUBMITTING or row.attempt != intent.attempt",
+                "row is None",
+            ),
+        ),
+        (
+            f"{STAGE}::test_a_pause_beyond_the_lease_sends_nothing",
+            f"{STAGE}::test_a_worker_that_wakes_finds_the_row_elsewhere",
+            f"{SQL}::test_a_later_attempt_stops_it",
+        ),
+    ),
+    Protection(
+        "check-reads-the-gate",
+        "just before the POST: gate still open",
+        (
+            Edit(
+                SUBMISSION,
+                'return None if gate is None else f"gate {gate.name}"',
+                "return None",
+            ),
+        ),
+        (
+            f"{STAGE}::test_a_gate_that_closes_after_the_intent_stops_it",
+            f"{SQL}::test_a_gate_that_closed_meanwhile_stops_it",
+        ),
+    ),
+    Protection(
+        "check-reads-the-wish",
+        "just before the POST: no cancel",
+        (
+            Edit(
+                SUBMISSION,
+                '    if row.cancel_requested_at is not None:\n        return "cancel asked"\n',
+                "",
+            ),
+        ),
+        (
+            f"{CANCEL}::test_before_the_check_of_the_intent",
+            f"{SQL}::test_cancel_stops_it_on_the_last_metre",
+        ),
+    ),
+    Protection(
+        "check-that-fails-forbids",
+        "no POST after a check that could not be made",
+        (
+            Edit(
+                SUBMIT,
+                "        except SQLAlchemyError as error:\n            raise TooLateError(",
+                "        except SQLAlchemyError as error:\n            obstacle = None\n            str(",
+            ),
+            Edit(SUBMIT, 'type(error).__name__}") from error', 'type(error).__name__}")'),
+        ),
+        (f"{HARD}::test_no_post_after_a_check_that_could_not_be_made",),
+    ),
+    Protection(
+        "check-on-the-open-connection",
+        "nothing that can block stands between check and write: connected first",
+        (
+            Edit(
+                "api_client/wire.py",
+                "        if self.sock is None:\n            self.connect()\n        wire = _current.get()\n        if wire is not None:\n",
+                "        wire = _current.get()\n        if wire is not None:\n            wire.begin()\n        if self.sock is None:\n            self.connect()\n        if wire is not None:\n",
+            ),
+            Edit(
+                "api_client/wire.py",
+                "            self.sock.settimeout(wire.timeout)\n            wire.begin()\n",
+                "            self.sock.settimeout(wire.timeout)\n",
+            ),
+        ),
+        (
+            f"{WIRE}::test_before_send_runs_connected_and_before_the_first_byte",
+            "tests/integration/test_answers.py::test_what_was_never_sent_is_sent_again",
+        ),
+    ),
+    Protection(
+        "token-before-the-intent",
+        "the rate-limit token is taken before the intent",
+        (
+            Edit(
+                SUBMIT,
+                '        rt.limiter.wait("submit", timeout=min(5.0, rt.settings.lease / 4))\n',
+                "        pass\n",
+            ),
+            Edit(SUBMIT, "retry=False, throttled=True", "retry=False"),
+        ),
+        (f"{STAGE}::test_without_a_token_there_is_no_intent",),
+    ),
+    Protection(
+        "not-sent-leaves-doubt-open",
+        "only the submit stage says not sent, and only of a row that nobody is resolving",
+        (
+            Edit(
+                "models/transitions/answers.py",
+                "    if conn.execute(in_doubt).first() is None:\n",
+                "    if conn.execute(in_doubt) is not None:\n",
+            ),
+        ),
+        (
+            f"{HARD}::test_a_sender_that_wakes_in_doubt_spoils_neither_its_own_resolving_nor_the_batch",
+        ),
+    ),
+)
