@@ -41,10 +41,7 @@ PROTECTIONS = (
         "no-redirect",
         "no redirect is followed, and the key goes with none",
         (Edit("api_client/transport.py", "allow_redirects=False", "allow_redirects=True"),),
-        (
-            f"{WIRE}::test_redirects_are_not_followed",
-            f"{ANSWERS}::test_any_other_answer[redirect-307]",
-        ),
+        (f"{WIRE}::test_redirects_are_not_followed",),
     ),
     Protection(
         "late-answer-counts-uncertain",
@@ -78,9 +75,9 @@ PROTECTIONS = (
         "an answer counts only for the row's latest attempt",
         (
             Edit(
-                "models/transitions/answers.py",
-                "            event,\n            g.id == generation_id,\n            g.attempt == attempt,\n",
-                "            event,\n            g.id == generation_id,\n",
+                LIFECYCLE,
+                "            _S.UPLOADING,\n            fence=_ATTEMPT,\n        ),\n        Event.ADOPT",
+                "            _S.UPLOADING,\n        ),\n        Event.ADOPT",
             ),
         ),
         (
@@ -109,7 +106,7 @@ PROTECTIONS = (
         (
             Edit(
                 "models/transitions/answers.py",
-                '            or_(a.outcome.is_(None), a.outcome.in_(("unknown", "absent", "given_up"))),\n',
+                "            or_(a.outcome.is_(None), a.outcome.in_(OPEN_OUTCOMES)),\n",
                 "            or_(a.outcome.is_(None), a.outcome.is_not(None)),\n",
             ),
         ),

@@ -24,7 +24,7 @@ PROTECTIONS = (
         "a task that shows its mark late is adopted while accepted or uncertain",
         (
             Edit(
-                "models/watch.py",
+                "models/decisions.py",
                 "ADOPTING = frozenset({Status.ACCEPTED, Status.UPLOADING, Status.UNCERTAIN})",
                 "ADOPTING = frozenset({Status.UPLOADING})",
             ),
@@ -40,9 +40,9 @@ PROTECTIONS = (
         "while its answer may still come the watch leaves a row alone",
         (
             Edit(
-                "models/watch.py",
-                "if Status(row.status) is Status.SUBMITTING or row.remote_task_id == task.task_id:",
-                "if row.remote_task_id == task.task_id:",
+                "models/decisions.py",
+                "    if status is Status.SUBMITTING or follows == task_id:\n",
+                "    if follows == task_id:\n",
             ),
         ),
         (
@@ -56,8 +56,8 @@ PROTECTIONS = (
         (
             Edit(
                 "models/watch.py",
-                "    flag_second(conn, match.generation_id, match.number, task)\n    result.second",
-                "    result.second",
+                "            flag_second(conn, generation_id, number, task)\n            result.second",
+                "            result.second",
             ),
         ),
         (
@@ -84,9 +84,9 @@ PROTECTIONS = (
         "the watch adopts by a drawn seed alone; a fixed one is for an operator",
         (
             Edit(
-                "models/watch.py",
-                "    if not match.seed_drawn or not shows_seed:\n",
-                "    if not shows_seed:\n",
+                "models/decisions.py",
+                "    proven = match.sent.seed_drawn and shows_seed(task)\n",
+                "    proven = shows_seed(task)\n",
             ),
         ),
         (
@@ -99,9 +99,9 @@ PROTECTIONS = (
         "a task that shows no seed is never adopted by the watch",
         (
             Edit(
-                "models/watch.py",
-                "    if not match.seed_drawn or not shows_seed:\n",
-                "    if not match.seed_drawn:\n",
+                "models/decisions.py",
+                "    proven = match.sent.seed_drawn and shows_seed(task)\n",
+                "    proven = match.sent.seed_drawn\n",
             ),
         ),
         (f"{RECONCILE}::test_a_task_without_a_seed_is_never_adopted",),
@@ -111,9 +111,14 @@ PROTECTIONS = (
         "a task with a seed that is not ours is foreign: counted, never adopted",
         (
             Edit(
+                "models/decisions.py",
+                "    same_seed = [one for one in candidates if one.sent.seed == task.seed]\n",
+                "    same_seed = list(candidates)\n",
+            ),
+            Edit(
                 "models/watch.py",
-                "    match = _attempt_with_seed(conn, task) if shows_seed else",
-                "    match = (_attempt_with_seed(conn, task) or _attempt_without_seed(conn, task)) if shows_seed else",
+                "near = [a.seed == task.seed, or_(a.seed_drawn, text(OPEN_ATTEMPT_SQL))]",
+                "near = [or_(a.seed_drawn, text(OPEN_ATTEMPT_SQL))]",
             ),
         ),
         (
@@ -127,9 +132,8 @@ PROTECTIONS = (
         (
             Edit(
                 "models/watch.py",
-                ").where(a.seed == task.seed, a.seed_drawn)\n    ).first()",
-                ").where(a.seed == task.seed, a.seed_drawn, a.number == select(g.attempt)"
-                ".where(g.id == a.generation_id).scalar_subquery())\n    ).first()",
+                "near = [a.seed == task.seed, or_(",
+                "near = [a.seed == task.seed, a.number == g.attempt, or_(",
             ),
         ),
         (
@@ -143,14 +147,9 @@ PROTECTIONS = (
         "two empty complete readings and a wish: cancelled, not sent again",
         (
             Edit(
-                "models/transitions/settling.py",
-                "    if not moved and in_vain",
-                "    moved = []\n    if not moved and in_vain",
-            ),
-            Edit(
-                "models/transitions/settling.py",
-                "    moved = wished(conn, *mine, sources=frozenset({Status.UNCERTAIN}), detail=detail)\n",
-                "    moved = wished(conn, *mine, sources=frozenset(), detail=detail)\n",
+                "models/decisions.py",
+                "    return taken_back(Event.EXHAUST if exhausted else Event.ABSENT, cancel_wished=cancel_wished)\n",
+                "    return Event.EXHAUST if exhausted else Event.ABSENT\n",
             ),
         ),
         (
@@ -179,9 +178,9 @@ PROTECTIONS = (
         "a wish that came with a refusal is carried out",
         (
             Edit(
-                ANSWERS,
-                "    moved = wished(conn, *mine, sources=frozenset({Status.SUBMITTING})) or move(\n        conn,\n        Event.DECLINE,",
-                "    moved = move(\n        conn,\n        Event.DECLINE,",
+                "models/decisions.py",
+                "    return Event.CANCEL if cancel_wished else event\n",
+                "    return event\n",
             ),
         ),
         (
@@ -418,7 +417,13 @@ PROTECTIONS = (
     Protection(
         "decision-names-its-attempt",
         "a decision on an older attempt is refused",
-        (Edit("worker/operator.py", "    if row.attempt != attempt:\n", "    if not attempt:\n"),),
+        (
+            Edit(
+                "models/decisions.py",
+                "    if ground.attempt != named:\n        return Refusal.STALE\n",
+                "",
+            ),
+        ),
         (f"{OPERATOR}::test_a_decision_on_another_attempt_is_refused",),
     ),
     Protection(
@@ -426,9 +431,9 @@ PROTECTIONS = (
         "sending again is refused before settle_at",
         (
             Edit(
-                "worker/operator.py",
-                "        if not ground.settled:\n",
-                "        if not ground.attempt:\n",
+                "models/decisions.py",
+                "    if refusal is None and not ground.settled:\n        return Refusal.UNSETTLED\n",
+                "",
             ),
         ),
         (f"{OPERATOR}::test_sends_again_only_when_the_attempt_has_settled",),

@@ -16,7 +16,13 @@ PROTECTIONS = (
     Protection(
         "settle-wait",
         "resolving starts after settle_at",
-        (Edit("models/watch.py", "                settle_in <= 0,\n", "                True,\n"),),
+        (
+            Edit(
+                "models/decisions.py",
+                "    return all(seconds <= 0 for seconds in settle_in)\n",
+                "    return True\n",
+            ),
+        ),
         (
             f"{STAGE}::test_an_early_message_only_puts_it_off",
             f"{WATCH}::test_every_open_attempt_is_part_of_the_case_and_settled_with_the_last",
@@ -173,7 +179,7 @@ PROTECTIONS = (
         (
             Edit(
                 RESOLUTION,
-                "    if task.seed not in _NOT_A_SEED and task.seed not in _as_it",
+                "    if task.seed not in NOT_A_SEED and task.seed not in _as_it",
                 "    if task.seed not in _as_it",
             ),
         ),
@@ -286,9 +292,9 @@ PROTECTIONS = (
         "a reading that is not complete decides nothing",
         (
             Edit(
-                RESOLVE,
-                "        if not reading.complete and not",
-                "        if not reading.pages and not",
+                RESOLUTION,
+                "    if complete or proven(verdict):\n        return verdict\n",
+                "    if verdict is not None:\n        return verdict\n",
             ),
         ),
         (
@@ -299,7 +305,13 @@ PROTECTIONS = (
     Protection(
         "unknown-is-judged-again",
         "unknown is judged again in the deciding transaction",
-        (Edit(RESOLVE, "            if taken:\n", "            if len(taken) > 1:\n"),),
+        (
+            Edit(
+                RESOLUTION,
+                "    if isinstance(verdict, Adopt) and verdict.task.task_id in followed:\n",
+                "    if isinstance(verdict, Adopt) and len(followed) > 1:\n",
+            ),
+        ),
         (
             f"{STAGE}::test_what_another_generation_took_between_reading_and_deciding_is_not_adopted",
         ),
@@ -310,9 +322,9 @@ PROTECTIONS = (
         "attempts are bounded, also under endless TASK_SUBMIT_FAILED",
         (
             Edit(
-                SETTLING,
-                "    if not moved and in_vain >= max_attempts:\n",
-                "    if not moved and in_vain >= max_attempts + 99:\n",
+                "models/decisions.py",
+                "    exhausted = absent_before + 1 >= max_attempts\n",
+                "    exhausted = absent_before >= max_attempts + 99\n",
             ),
         ),
         (f"{ANSWERS}::test_endless_submit_failures_are_bounded",),

@@ -26,10 +26,7 @@ PROTECTIONS = (
                 "seed = generation_id.int % 2**31 if fixed is None else fixed",
             ),
         ),
-        (
-            f"{STAGE}::test_each_attempt_draws_a_fresh_seed",
-            f"{SQL}::test_each_attempt_draws_its_own_seed",
-        ),
+        (f"{STAGE}::test_each_attempt_draws_a_fresh_seed"),
     ),
     Protection(
         "seed-never-seen-before",
@@ -76,14 +73,14 @@ PROTECTIONS = (
         "intent: the row's lease is held",
         (
             Edit(
-                SUBMISSION,
+                "models/submission.py",
                 "g.id == generation_id, g.lease == lease, g.status == Status.UPLOADING",
                 "g.id == generation_id, g.status == Status.UPLOADING",
             ),
             Edit(
-                BEFORE,
-                "            g.lease == lease,\n            g.cancel_requested_at.is_(None),\n",
-                "            g.cancel_requested_at.is_(None),\n",
+                "models/lifecycle.py",
+                '"the intent to POST is committed", _S.UPLOADING, fence=_LEASE',
+                '"the intent to POST is committed", _S.UPLOADING',
             ),
         ),
         (f"{SQL}::test_a_lost_lease_makes_no_intent",),
@@ -93,9 +90,9 @@ PROTECTIONS = (
         "intent: no cancel asked",
         (
             Edit(
-                SUBMISSION,
-                "    if row.cancel_requested_at is not None:\n        transitions.cancel(",
-                "    if row.late:\n        transitions.cancel(",
+                "models/decisions.py",
+                "    if facts.cancel_wished:\n        return Obstacle",
+                "    if facts.cancel_wished and facts.late:\n        return Obstacle",
             ),
             Edit(BEFORE, "            g.cancel_requested_at.is_(None),\n", ""),
         ),
@@ -104,7 +101,7 @@ PROTECTIONS = (
     Protection(
         "intent-needs-time-left",
         "intent: deadline not passed",
-        (Edit(SUBMISSION, "    if row.late:\n", "    if row.late and not lease:\n"),),
+        (Edit("models/decisions.py", "    if facts.late:\n        return Obstacle.LATE\n", ""),),
         (
             f"{STAGE}::test_a_past_deadline_sends_nothing",
             f"{SQL}::test_past_its_deadline_it_expires",
@@ -115,9 +112,9 @@ PROTECTIONS = (
         "intent: gate open for this cost",
         (
             Edit(
-                SUBMISSION,
-                "    if gate is not None:\n        transitions.put_back(",
-                "    if gate is not None and not lease:\n        transitions.put_back(",
+                "models/decisions.py",
+                "    if facts.gate is not None:\n        return Obstacle.GATE\n",
+                "",
             ),
         ),
         (f"{STAGE}::test_a_gate_that_closed_since_the_admission_holds_it",),
@@ -127,9 +124,9 @@ PROTECTIONS = (
         "intent: no unknown remote task matches one of its open attempts",
         (
             Edit(
-                SUBMISSION,
-                "    if match is not None:\n",
-                "    if match is not None and not lease:\n",
+                "models/decisions.py",
+                "    if facts.own_task is not None:\n        return Obstacle.OWN_TASK\n",
+                "",
             ),
         ),
         (
@@ -142,9 +139,9 @@ PROTECTIONS = (
         "intent: no other row with the same fingerprint is in doubt",
         (
             Edit(
-                SUBMISSION,
-                "        if holder is not None:\n            put_back_blocked",
-                "        if holder is not None and not lease:\n            put_back_blocked",
+                "models/decisions.py",
+                "    return Obstacle.HELD if facts.holder is not None else None\n",
+                "    return None\n",
             ),
         ),
         (
@@ -237,7 +234,7 @@ PROTECTIONS = (
     Protection(
         "age-of-the-intent",
         "age since before the intent's transaction is at most B",
-        (Edit(SUBMIT, "        if age > rt.settings.send_budget:\n", "        if age < 0:\n"),),
+        (Edit("models/decisions.py", "    return age > send_budget\n", "    return age < 0\n"),),
         (
             f"{STAGE}::test_a_pause_between_intent_and_check_is_seen",
             f"{STAGE}::test_an_intent_beyond_its_age_is_not_sent",
@@ -260,9 +257,9 @@ PROTECTIONS = (
         "a worker that slept past its lease is stopped by the check",
         (
             Edit(
-                SUBMISSION,
-                "row is None or row.status != Status.SUBMITTING or row.attempt != intent.attempt",
-                "row is None",
+                "models/decisions.py",
+                "    if facts.status is not Status.SUBMITTING or facts.attempt != intended:\n        return TAKEN_OVER\n",
+                "",
             ),
         ),
         (
@@ -276,8 +273,8 @@ PROTECTIONS = (
         "just before the POST: gate still open",
         (
             Edit(
-                SUBMISSION,
-                'return None if gate is None else f"gate {gate.name}"',
+                "models/decisions.py",
+                'return None if facts.gate is None else f"gate {facts.gate}"',
                 "return None",
             ),
         ),
@@ -291,8 +288,8 @@ PROTECTIONS = (
         "just before the POST: no cancel",
         (
             Edit(
-                SUBMISSION,
-                '    if row.cancel_requested_at is not None:\n        return "cancel asked"\n',
+                "models/decisions.py",
+                '    if facts.cancel_wished:\n        return "cancel asked"\n',
                 "",
             ),
         ),
@@ -352,9 +349,9 @@ PROTECTIONS = (
         "only the submit stage says not sent, and only of a row that nobody is resolving",
         (
             Edit(
-                "models/transitions/answers.py",
-                "    if conn.execute(in_doubt).first() is None:\n",
-                "    if conn.execute(in_doubt) is not None:\n",
+                "models/decisions.py",
+                "    return not (status in IN_DOUBT and attempt == unsent)\n",
+                "    return True\n",
             ),
         ),
         (

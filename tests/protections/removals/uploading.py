@@ -96,9 +96,9 @@ PROTECTIONS = (
                 "g.id == generation_id, g.status == Status.UPLOADING",
             ),
             Edit(
-                "models/transitions/before.py",
-                "            g.lease == lease,\n            g.cancel_requested_at.is_(None),\n",
-                "            g.cancel_requested_at.is_(None),\n",
+                "models/lifecycle.py",
+                '"the intent to POST is committed", _S.UPLOADING, fence=_LEASE',
+                '"the intent to POST is committed", _S.UPLOADING',
             ),
         ),
         (f"{STAGE}::test_a_lease_lost_while_uploading_goes_no_further",),
