@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.complete
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit integration acceptance model chaos lint audit format lock clean
+.PHONY: help setup demo test unit integration acceptance model chaos protections lint audit format lock clean
 
 help: ## show what there is
 	@grep -hE '^[a-z ]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14

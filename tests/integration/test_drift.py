@@ -1,4 +1,4 @@
-"""The task list changes while it is read: in no order, by no change, is a lost task taken for absent.
+"""The task list changes while it is read: in no order does that make a lost task seem absent.
 
 The lost task stands where a change hides it best: first on the second page, so that whatever leaves
 the first page, which was read already, pulls it up unseen.

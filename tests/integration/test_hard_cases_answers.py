@@ -34,6 +34,10 @@ def test_a_sender_that_wakes_in_doubt_spoils_neither_its_own_resolving_nor_the_b
         why = submission.may_still_send(conn, intent)
     assert why is not None
     submit._not_sent(rt, intent, why, seconds=1.0)
+    [(outcome,)] = sql(
+        rt, "select outcome from submit_attempts where generation_id = :id", id=sleeper
+    )
+    assert outcome == "unknown", "its readings go on"
     claims = [(claim.id, claim.lease) for claim in steps.due()]
     assert {claim[0] for claim in claims} >= {sleeper, other}
     resolve.run(rt, claims)
@@ -226,8 +230,11 @@ def test_a_cancel_that_races_a_decline_is_carried_out(rt, steps, first):
     thread = threading.Thread(target=second)
     with rt.engine.begin() as conn:
         one(conn)
-        thread.start()  # and waits for the row's lock
-        started.wait(5)
+        thread.start()
+        assert started.wait(10)
+        deadline = time.monotonic() + 10
+        while not sql(rt, "select 1 from pg_locks where not granted"):
+            assert time.monotonic() < deadline, "it waits for the row's lock"
     thread.join(10)
     assert steps.get(generation_id).status is Status.CANCELLED
 

@@ -1,7 +1,7 @@
 """One run of pytest in a process that has the libraries loaded already, and nothing of the project.
 
-Most of a short run's time is importing. The server that these processes are forked from imports what
-is not ours, once; each then sees the copy, and only the copy, as the project.
+Most of a short run's time is importing. The server that these processes are forked from imports
+what is not ours, once; each then sees the copy, and only the copy, as the project.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A protection of the promise, said so that it can be taken out: which text, and who must notice."""
+"""A protection of the promise, as it can be taken out: which text, and who must notice."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Takes protections out, one at a time, of a copy of the project, and runs the tests that must see it.
+"""Takes protections out of a copy of the project, one at a time, and runs the tests that must fail.
 
 The checkout is never edited. The copy comes first in PYTHONPATH, so that worker processes which a
 test starts import it too.

@@ -101,6 +101,7 @@ def _post(rt: Runtime, intent: Intent, request: GenerationRequest, started: floa
         age = waking_clock() - started
         if decisions.too_old(age, send_budget=rt.settings.send_budget):
             raise TooLateError(f"the intent is {age:.1f} s old")
+        reached("submit.after_check")
 
     try:
         answer = rt.client.submit(request, before_send=check, retry=False, throttled=True)

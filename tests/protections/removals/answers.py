@@ -152,6 +152,42 @@ PROTECTIONS = (
         ),
     ),
     Protection(
+        "bare-502-is-ambiguous",
+        "a gateway's HTML is ambiguous",
+        (
+            Edit(
+                VERDICTS,
+                '    if endpoint == "submit" and not code:\n',
+                '    if endpoint == "submit" and not code and http_status == 502:\n'
+                "        return _R\n"
+                '    if endpoint == "submit" and not code:\n',
+            ),
+        ),
+        (f"{ANSWERS}::test_any_other_answer[bare-502]",),
+    ),
+    Protection(
+        "submit-failed-is-ambiguous",
+        "TASK_SUBMIT_FAILED, CREDIT_DEDUCT_FAILED and INTERNAL_ERROR: the task may exist",
+        (
+            Edit(
+                VERDICTS,
+                '"TASK_SUBMIT_FAILED": _row(submit=_A, get=_P)',
+                '"TASK_SUBMIT_FAILED": _row(submit=_R, get=_P)',
+            ),
+            Edit(
+                VERDICTS,
+                '"CREDIT_DEDUCT_FAILED": _row(submit=_A, get=_P)',
+                '"CREDIT_DEDUCT_FAILED": _row(submit=_R, get=_P)',
+            ),
+            Edit(VERDICTS, '"INTERNAL_ERROR": _UNKNOWN_OUTCOME', '"INTERNAL_ERROR": _BUSY'),
+        ),
+        (
+            f"{ANSWERS}::test_any_other_answer[error_after-TASK_SUBMIT_FAILED]",
+            f"{ANSWERS}::test_any_other_answer[error_after-CREDIT_DEDUCT_FAILED]",
+            f"{ANSWERS}::test_any_other_answer[error_after-INTERNAL_ERROR]",
+        ),
+    ),
+    Protection(
         "queued-is-ambiguous",
         "429 task is queued without an id: the task may exist",
         (

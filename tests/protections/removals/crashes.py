@@ -2,6 +2,7 @@
 
 from tests.protections.protection import Edit, Protection
 
+STOPPED = "tests/acceptance/test_stopped_worker.py"
 DEATH = "tests/acceptance/test_crash_points.py::test_death_at_a_crash_point_costs_nothing"
 
 _NEVER_DUE_AGAIN = (
@@ -49,17 +50,16 @@ PROTECTIONS = (
                 "g.status.in_([Status.UNCERTAIN]),",
             ),
         ),
-        (f"{DEATH}[submit.after_intent]", f"{DEATH}[submit.after_post]"),
+        (
+            f"{DEATH}[submit.after_intent]",
+            f"{DEATH}[submit.after_check]",
+            f"{DEATH}[submit.after_post]",
+        ),
     ),
     Protection(
         "crash-after-the-post-is-adopted",
         "a task whose answer died with its worker is known by its drawn seed",
         (
-            Edit(
-                "models/marks.py",
-                "    return secrets.randbelow(SEED_BOUND)\n",
-                "    return secrets.randbelow(SEED_BOUND)\n",
-            ),
             Edit(
                 "worker/stages/submit.py",
                 '{**row.request, "content": content, "seed": intent.seed}',
@@ -115,5 +115,31 @@ PROTECTIONS = (
             ),
         ),
         (f"{DEATH}[accept.after_commit]",),
+    ),
+    Protection(
+        "stopped-worker-checks",
+        "a worker that was stopped beyond B and its lease sends nothing when it wakes",
+        (
+            Edit("models/decisions.py", "    return age > send_budget\n", "    return age < 0\n"),
+            Edit(
+                "models/decisions.py",
+                "    if facts.status is not Status.SUBMITTING or facts.attempt != intended:\n"
+                "        return TAKEN_OVER\n",
+                "",
+            ),
+        ),
+        (f"{STOPPED}::test_stopped_beyond_its_lease_before_the_check_it_sends_nothing",),
+    ),
+    Protection(
+        "stopped-worker-is-flagged",
+        "what a worker stopped between check and write pays twice is never silent",
+        (
+            Edit(
+                "worker/stages/submit.py",
+                "if moved is None and not _known(conn, answer.task_id):",
+                "if moved is None and not answer.task_id:",
+            ),
+        ),
+        (f"{STOPPED}::test_stopped_between_check_and_write_the_second_task_is_flagged",),
     ),
 )

@@ -31,8 +31,7 @@ PROTECTIONS = (
             ),
         ),
         (
-            "tests/integration/test_hard_cases_schedule.py"
-            "::test_the_values_of_a_failed_statement_are_not_printed",
+            "tests/integration/test_hard_cases_schedule.py::test_the_values_of_a_failed_statement_are_not_printed",
         ),
     ),
     Protection(

@@ -304,6 +304,23 @@ PROTECTIONS = (
         ),
     ),
     Protection(
+        "unknown-status-ends-nothing",
+        "an unknown status is not terminal",
+        (
+            Edit(
+                LIFECYCLE,
+                "        return Finish(_ENDS[seen.status])\n",
+                "        return Finish(_ENDS[seen.status])\n"
+                "    if not is_known(seen.status):\n        return Finish(Event.FAIL)\n",
+            ),
+        ),
+        (
+            f"{ODD}::test_an_unknown_status_is_told_once_and_ends_nothing",
+            f"{POLL}::test_nothing_that_a_get_says_fails_a_generation",
+            f"{RULES}::test_an_unknown_status_ends_nothing_and_hides_nothing",
+        ),
+    ),
+    Protection(
         "observation-of-its-own-task",
         "an answer that shows another task than was asked for moves nothing",
         (

@@ -23,7 +23,7 @@ PROTECTIONS = (
         ),
         (
             f"{RULES}::test_full_needs_a_total_that_stands_still_and_items_that_can_be_read",
-            f"{DRIFT}::test_a_lost_task_is_never_taken_for_absent[delete-created_desc]",
+            f"{DRIFT}::test_a_lost_task_is_never_taken_for_absent[created_desc-delete]",
         ),
     ),
     Protection(
@@ -61,7 +61,7 @@ PROTECTIONS = (
                 "return older and bool(known)",
             ),
         ),
-        (f"{RULES}::test_stop_ends_where_a_whole_page_is_older_and_all_we_know_was_seen",),
+        (f"{RULES}::test_stop_needs_a_known_task_to_be_seen",),
     ),
     Protection(
         "stop-needs-the-order",

@@ -212,8 +212,7 @@ PROTECTIONS = (
             ),
         ),
         (
-            "tests/integration/test_hard_cases_watch.py"
-            "::test_a_producers_seed_that_the_provider_shortened_could_still_be_ours",
+            "tests/integration/test_hard_cases_watch.py::test_a_producers_seed_that_the_provider_shortened_could_still_be_ours",
         ),
     ),
     Protection(

@@ -27,10 +27,7 @@ PROTECTIONS = (
                 ".values(lease=g.lease + 1, due_at=in_seconds(10**7))",
             ),
         ),
-        (
-            f"{SQL}::test_a_lost_message_is_made_good_when_the_lease_ends",
-            f"{SQL}::test_a_claim_raises_the_lease_and_is_due_again_at_its_end",
-        ),
+        (f"{SQL}::test_a_claim_raises_the_lease_and_is_due_again_at_its_end",),
     ),
     Protection(
         "claim-raises-the-lease",

@@ -1,4 +1,4 @@
-"""Before the POST: attempts and their seeds, the intent's guards, and the check on the open wire."""
+"""Before the POST: attempts and their seeds, the intent's guards, the check on the open wire."""
 
 from tests.protections.protection import Edit, Protection
 
@@ -26,7 +26,7 @@ PROTECTIONS = (
                 "seed = generation_id.int % 2**31 if fixed is None else fixed",
             ),
         ),
-        (f"{STAGE}::test_each_attempt_draws_a_fresh_seed"),
+        (f"{STAGE}::test_each_attempt_draws_a_fresh_seed",),
     ),
     Protection(
         "seed-never-seen-before",
