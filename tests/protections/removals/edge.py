@@ -37,7 +37,13 @@ PROTECTIONS = (
     Protection(
         "logs-show-no-query",
         "no log line shows the query of a signed address",
-        (Edit("worker/logs.py", "        return redact(text)\n", "        return text\n"),),
+        (
+            Edit(
+                "worker/logs.py",
+                "        return hidden(redact(text))\n",
+                "        return hidden(text)\n",
+            ),
+        ),
         (f"{OUTPUT}::test_logs_hold_no_secrets",),
     ),
     Protection(

@@ -72,9 +72,9 @@ PROTECTIONS = (
         "the credits of a second task are in the ledger",
         (
             Edit(
-                "models/reads.py",
-                "            + func.coalesce(func.sum(second), 0),\n",
-                "            + func.coalesce(func.sum(second), 0) * 0,\n",
+                "models/submission.py",
+                "    if row is not None:\n        ledger.charge_beside(",
+                "    if row is not None and not row.generation_id:\n        ledger.charge_beside(",
             ),
         ),
         (f"{HARD}::test_the_credits_of_second_tasks_are_in_the_ledger",),

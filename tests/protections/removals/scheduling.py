@@ -67,10 +67,7 @@ PROTECTIONS = (
                 "        ).where(g.id == generation_id, g.finished_at.is_(None))\n    ).one_or_none()",
             ),
         ),
-        (
-            f"{POLL}::test_the_same_message_twice_and_an_old_one",
-            f"{DISPATCHER}::test_old_messages_replayed_at_every_step_change_nothing",
-        ),
+        (f"{POLL}::test_the_same_message_twice_and_an_old_one",),
     ),
     Protection(
         "resolving-holds-the-lease",

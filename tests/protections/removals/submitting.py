@@ -207,8 +207,8 @@ PROTECTIONS = (
         (
             Edit(
                 SUBMIT,
-                "    try:\n        with rt.engine.begin() as conn:\n            result = submission.begin(",
-                "    try:\n        with rt.engine.connect() as conn:\n            result = submission.begin(",
+                "        with rt.engine.begin() as conn:\n            return submission.begin(",
+                "        with rt.engine.connect() as conn:\n            return submission.begin(",
             ),
         ),
         (f"{STAGE}::test_the_intent_is_there_before_the_post",),
@@ -219,13 +219,8 @@ PROTECTIONS = (
         (
             Edit(
                 SUBMIT,
-                "import IntegrityError, SQLAlchemyError",
-                "import IntegrityError, OperationalError, SQLAlchemyError",
-            ),
-            Edit(
-                SUBMIT,
-                "    except IntegrityError:\n",
-                "    except OperationalError:\n        pass\n    except IntegrityError:\n",
+                "        with rt.engine.begin() as conn:\n            return submission.begin(\n                conn, generation_id, lease, rt.settings.timing, callback_digest=digest\n            )\n",
+                "        import contextlib\n\n        from sqlalchemy.exc import OperationalError\n\n        with contextlib.suppress(OperationalError), rt.engine.begin() as conn:\n            made = submission.begin(\n                conn, generation_id, lease, rt.settings.timing, callback_digest=digest\n            )\n        return made\n",
             ),
         ),
         (f"{STAGE}::test_a_commit_of_unknown_outcome_sends_nothing",),
@@ -244,10 +239,11 @@ PROTECTIONS = (
         "age-from-before-the-transaction",
         "the age counts from before the intent's transaction",
         (
+            Edit(SUBMIT, "    started = waking_clock()\n", ""),
             Edit(
                 SUBMIT,
-                "    started = waking_clock()\n    intent = _intend(rt, generation_id, lease)\n",
-                "    intent = _intend(rt, generation_id, lease)\n    started = waking_clock()\n",
+                '    reached("submit.after_intent")\n',
+                '    started = waking_clock()\n    reached("submit.after_intent")\n',
             ),
         ),
         (f"{STAGE}::test_an_intent_beyond_its_age_is_not_sent",),
