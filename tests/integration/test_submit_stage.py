@@ -190,12 +190,16 @@ def test_the_unique_index_is_the_last_word(lab):
 
     engine_begin = slow.engine.begin
     slow.engine.begin = begin
-    with in_background(lambda: submit.run(slow, other.id, other.lease)):
+    # The first keeps its fingerprint until the second has looked again.
+    looked = threading.Event()
+    holding = paused(slow, before_check=lambda: looked.wait(8))
+    with in_background(lambda: submit.run(holding, other.id, other.lease)):
         assert committing.wait(10)
         with in_background(lambda: submit.run(lab.rt, second, 1)):
             wait_for(lambda: lab.value("SELECT count(*) FROM pg_locks WHERE NOT granted") > 0)
             slow.engine.begin = engine_begin
             go_on.set()
+        looked.set()
     assert lab.get(other.id).status is Status.RUNNING
     assert lab.get(second).status is Status.ACCEPTED
     assert lab.posts == 1

@@ -27,6 +27,10 @@ LATE: Final = "tests/integration/test_hard_cases_schedule.py"
 STOPPED: Final = "tests/acceptance/test_stopped_worker.py"
 CRASHES: Final = "tests/acceptance/test_crash_points.py"
 SERVICE: Final = "tests/acceptance/test_service.py"
+KILLS: Final = "tests/chaos/test_processes.py"
+STRIKES: Final = "tests/chaos/test_broker.py"
+OUTAGES: Final = "tests/chaos/test_database.py"
+CLOCKS: Final = "tests/chaos/test_clock.py"
 RULES: Final = "tests/unit/test_resolution.py"
 LIFECYCLE: Final = "tests/unit/test_lifecycle.py"
 
@@ -36,7 +40,7 @@ class Proven:
     """Something that must hold, its tests, and the removals that they notice."""
 
     where: str
-    """"protocol", "provider", "process", "broker" or "crash point"."""
+    """The protocol's own list, what fails (provider, process, broker, …), or "crash point"."""
     what: str
     tests: tuple[str, ...]
     removals: tuple[str, ...] = ()
@@ -320,15 +324,18 @@ PROCESSES = tuple(
     for what, tests, removals in (
         (
             "all workers killed at once",
-            (f"{CRASHES}::test_all_workers_killed_at_once",),
+            (
+                f"{CRASHES}::test_all_workers_killed_at_once",
+                f"{KILLS}::test_after_all_workers_were_killed_everything_moves_within_one_lease",
+            ),
             ("crash-reclaimed-by-the-lease",),
         ),
         (
             "one task kills its worker again and again",
-            _in(
-                DISPATCHER,
-                "test_what_workers_die_of_is_bounded_before_the_post",
-                "test_after_the_post_it_needs_attention_and_is_never_failed",
+            (
+                f"{DISPATCHER}::test_what_workers_die_of_is_bounded_before_the_post",
+                f"{DISPATCHER}::test_after_the_post_it_needs_attention_and_is_never_failed",
+                f"{KILLS}::test_a_poison_generation_ends_failed_and_takes_no_other_along",
             ),
             ("poison-bound", "poison-counts-beginnings", "poison-never-fails-what-runs"),
         ),
@@ -337,13 +344,21 @@ PROCESSES = tuple(
             (
                 f"{DISPATCHER}::test_two_at_once_never_hand_out_the_same_lease",
                 f"{SCHEDULE}::test_only_one_admits_at_a_time_and_the_other_does_not_wait",
+                f"{KILLS}::test_two_dispatchers_on_every_tick",
             ),
             ("claim-raises-the-lease", "claims-do-not-wait", "one-admits-at-a-time"),
         ),
-        ("SIGTERM hands work on", (f"{SERVICE}::test_sigterm_hands_the_work_on_at_once",), ()),
         (
-            "reconcile twice at once, as two beats have it",
-            (f"{RECONCILE}::test_two_at_once",),
+            "SIGTERM hands work on, in mid-upload too",
+            (
+                f"{SERVICE}::test_sigterm_hands_the_work_on_at_once",
+                f"{KILLS}::test_sigterm_in_the_middle_of_uploads_hands_the_work_on_at_once",
+            ),
+            (),
+        ),
+        (
+            "no beat, two beats",
+            (f"{RECONCILE}::test_two_at_once", f"{KILLS}::test_without_a_beat_and_with_two"),
             (),
         ),
     )
@@ -354,17 +369,27 @@ BROKER = tuple(
     for what, tests, removals in (
         (
             "every message twice",
-            (f"{DISPATCHER}::test_every_message_twice_with_the_same_lease",),
+            (
+                f"{DISPATCHER}::test_every_message_twice_with_the_same_lease",
+                f"{STRIKES}::test_every_message_is_delivered_twice",
+            ),
             ("stages-hold-the-lease",),
         ),
         (
             "old messages replayed",
-            (f"{DISPATCHER}::test_old_messages_replayed_at_every_step_change_nothing",),
+            (
+                f"{DISPATCHER}::test_old_messages_replayed_at_every_step_change_nothing",
+                f"{STRIKES}::test_old_messages_are_replayed",
+            ),
             ("stages-hold-the-lease", "claim-raises-the-lease"),
         ),
         (
             "messages lost",
-            (f"{DISPATCHER}::test_a_lost_message_is_due_again_when_its_lease_ends",),
+            (
+                f"{DISPATCHER}::test_a_lost_message_is_due_again_when_its_lease_ends",
+                f"{STRIKES}::test_flushall",
+                f"{STRIKES}::test_killed_and_its_data_lost",
+            ),
             ("claim-ends-with-its-lease",),
         ),
         (
@@ -372,18 +397,74 @@ BROKER = tuple(
             (
                 f"{DISPATCHER}::test_the_loop_outlives_a_broker_that_is_away",
                 f"{DISPATCHER}::test_a_publish_that_fails_gives_the_claims_back",
+                f"{STRIKES}::test_frozen_for_longer_than_every_timeout",
             ),
             ("dispatcher-outlives-everything", "unpublished-claims-go-back"),
         ),
         (
             "restarted",
-            ("tests/acceptance/test_broker_restart.py::test_workers_outlive_a_broker_restart",),
+            (
+                "tests/acceptance/test_broker_restart.py::test_workers_outlive_a_broker_restart",
+                f"{STRIKES}::test_killed_with_its_data",
+            ),
             (),
         ),
         (
             "garbage",
             (f"{SERVICE}::test_bad_input_ends_as_a_failed_generation_and_garbage_is_set_aside",),
             ("unreadable-messages-are-set-aside", "entries-that-are-no-messages"),
+        ),
+    )
+)
+
+DATABASE = tuple(
+    Proven(where, what, tests, removals)
+    for where, what, tests, removals in (
+        (
+            "database",
+            "immediate shutdown and restart under load",
+            (
+                f"{OUTAGES}::test_immediate_shutdown_and_restart_under_load",
+                f"{SUBMIT}::test_an_answer_outlives_an_outage_of_the_database",
+            ),
+            ("answer-outlives-the-database",),
+        ),
+        (
+            "database",
+            "connections cut",
+            (
+                f"{OUTAGES}::test_connections_are_cut_again_and_again",
+                f"{DISPATCHER}::test_the_loop_outlives_its_connections",
+            ),
+            ("dispatcher-outlives-everything",),
+        ),
+        (
+            "database",
+            "a statement timeout",
+            (f"{OUTAGES}::test_a_statement_that_waits_too_long_is_given_up",),
+            (),
+        ),
+        (
+            "database",
+            "serialisation failures",
+            _in(OUTAGES, "test_writes_fail", "test_a_worker_whose_transactions_are_serializable"),
+            (),
+        ),
+        (
+            "database",
+            "away while a message comes",
+            (f"{LATE}::test_a_message_is_given_back_while_every_connection_is_taken",),
+            ("message-kept-while-the-database-is-away",),
+        ),
+        (
+            "clock",
+            "a worker whose clock is minutes off",
+            _in(
+                CLOCKS,
+                "test_a_worker_whose_clock_is_minutes_off",
+                "test_a_clock_ahead_takes_no_more_than_its_share_of_the_request_rate",
+            ),
+            (),
         ),
     )
 )
@@ -410,7 +491,14 @@ CRASH_POINTS = tuple(
     )
 )
 
-INVENTORY: tuple[Proven, ...] = (*PROTOCOL, *PROVIDER, *PROCESSES, *BROKER, *CRASH_POINTS)
+INVENTORY: tuple[Proven, ...] = (
+    *PROTOCOL,
+    *PROVIDER,
+    *PROCESSES,
+    *BROKER,
+    *DATABASE,
+    *CRASH_POINTS,
+)
 
 
 def table() -> str:
