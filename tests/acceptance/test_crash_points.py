@@ -18,6 +18,8 @@ WITH_REFERENCE = {
     ]
 }
 LOST = {"content": [{"type": "text", "text": "a cat [sim: submit=lost]"}]}
+# It is at work when it is adopted: somebody must look at it again.
+LOST_AND_LONG = {"content": [{"type": "text", "text": "a cat [sim: submit=lost, seconds=3000]"}]}
 PLAIN = {"content": [{"type": "text", "text": "a cat"}]}
 
 
@@ -31,6 +33,8 @@ def test_death_at_a_crash_point_costs_nothing(
     request = PLAIN
     if point.startswith("upload."):
         request = WITH_REFERENCE
+    elif point == "resolve.after_decision":
+        request = LOST_AND_LONG
     elif point.startswith("resolve."):
         request = LOST
     with service.bare_celery() as app:
@@ -39,7 +43,7 @@ def test_death_at_a_crash_point_costs_nothing(
         assert once.exists()
         service.worker(**media)
 
-        view = service.ended(sent.id, 240 if point.startswith("accept.before") else 60)
+        view = service.ended(sent.id, 75 if point.startswith("accept.before") else 60)
 
     assert view.status is Status.COMPLETED
     tasks = sim.tasks(origin="submit")

@@ -204,6 +204,7 @@ def test_old_messages_replayed_at_every_step_change_nothing(lab):
 
 
 def test_a_publish_that_fails_gives_the_claims_back(lab):
+    lab.rt = lab.make_runtime(lease=60)
     ids = [lab.enqueue(text_request(f"cat {n}")) for n in range(3)]
     messages = Messages(lab)
     published = []
@@ -253,21 +254,24 @@ def test_the_loop_outlives_a_broker_that_is_away(lab):
     lab.end_tasks()
 
 
-def test_the_loop_outlives_its_connections(lab):
+def test_the_loop_outlives_its_connections(lab, caplog):
     with running(dispatcher(lab, Messages(lab))):
         first = lab.enqueue(text_request("first"))
         until(lambda: lab.get(first).status is Status.RUNNING)
-        lab.sql(
+        cut = lab.sql(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE datname = current_database() AND application_name = 'seedance-dispatcher'"
         )
+        assert len(cut) == 1
+        until(lambda: "the dispatcher starts again" in caplog.text)
         second = lab.enqueue(text_request("second"))
         until(lambda: lab.get(second).status is Status.RUNNING)
     lab.end_tasks()
 
 
 def test_it_wakes_at_once_when_something_is_enqueued(lab):
-    lab.rt = lab.make_runtime(tick=30)
+    # Nothing but an enqueuing has it look before its tick: no row is due sooner.
+    lab.rt = lab.make_runtime(tick=30, poll_min=60, poll_max=60)
     with running(dispatcher(lab, messages := Messages(lab))):
         until(lambda: lab.value(LISTENING) == 1)
         for n in range(3):

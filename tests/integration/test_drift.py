@@ -119,6 +119,18 @@ def test_an_insertion_that_makes_up_for_a_deletion(lab, order):
     lab.complete(generation_id)
 
 
+def test_a_deletion_that_is_made_up_for_in_both_readings(lab):
+    """Both counts are right, both missed it; but what the first counted is gone in the second."""
+    generation_id, task_id = lost_at_the_head_of_page_two(lab, "created_asc")
+    fooled = Drifting(lab, task_id, "created_asc", "insert and delete")
+
+    assert lab.resolve(generation_id, replace(lab.rt, client=fooled)) is Outcome.UNDECIDED
+
+    assert lab.resolve(generation_id) is Outcome.ADOPTED
+    assert lab.get(generation_id).remote_task_id == task_id
+    lab.complete(generation_id)
+
+
 @pytest.mark.parametrize("change", ["insert", "delete", "update"])
 @pytest.mark.parametrize("order", ORDERS[:-1])
 def test_what_never_came_through_is_sent_again_once_the_list_stands_still(lab, order, change):

@@ -38,7 +38,8 @@ NOT_NOTICING = frozenset(
         "SyntaxError",
         "TypeError",
         "UnboundLocalError",
-        # Somebody else's connection was collected.
+        # A warning, or somebody else's connection that was collected.
+        "SADeprecationWarning",
         "PytestUnraisableExceptionWarning",
         "ResourceWarning",
     }

@@ -60,7 +60,7 @@ PROTECTIONS = (
                 "            and gate.refused_estimate\n",
             ),
         ),
-        (f"{PURE}::test_the_ceiling_lets_in_exactly_what_no_gate_holds",),
+        (f"{PURE}::test_a_dear_refusal_does_not_hold_up_cheaper_work",),
     ),
     Protection(
         "401-holds-everything",

@@ -237,8 +237,8 @@ PROTECTIONS = (
         (
             Edit(
                 RESOLVE,
-                "    second = _judged(rt, cases, _read(rt, cases))\n",
-                "    second = first\n",
+                "    again = _read(rt, cases)\n    second = _judged(rt, cases, again)\n",
+                "    again, second = reading, first\n",
             ),
         ),
         (
@@ -252,17 +252,10 @@ PROTECTIONS = (
         (
             Edit(
                 RESOLVE,
-                "    first = _judged(rt, cases, _read(rt, cases))\n",
-                "    from concurrent.futures import ThreadPoolExecutor\n"
-                "    with ThreadPoolExecutor(2) as pool:\n"
-                "        one, two = pool.map(lambda _: _read(rt, cases), (1, 2))\n"
-                "    first = _judged(rt, cases, one)\n",
+                "    reading = _read(rt, cases)\n    first = _judged(",
+                "    from concurrent.futures import ThreadPoolExecutor\n\n    with ThreadPoolExecutor(2) as pool:\n        reading, two = pool.map(lambda _: _read(rt, cases), (1, 2))\n    first = _judged(",
             ),
-            Edit(
-                RESOLVE,
-                "    second = _judged(rt, cases, _read(rt, cases))\n",
-                "    second = _judged(rt, cases, two)\n",
-            ),
+            Edit(RESOLVE, "    again = _read(rt, cases)\n", "    again = two\n"),
         ),
         (f"{STAGE}::test_the_second_reading_begins_when_the_first_has_ended",),
     ),

@@ -60,7 +60,7 @@ PROTECTIONS = (
             Edit(
                 MODEL,
                 "    valid = u.valid_until > func.now() + margin\n",
-                "    valid = u.valid_until > func.now() - 100000 * margin\n",
+                "    valid = u.valid_until.is_not(None)\n",
             ),
         ),
         (
