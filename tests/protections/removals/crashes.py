@@ -80,7 +80,7 @@ PROTECTIONS = (
         (
             Edit(
                 "models/transitions/answers.py",
-                "                    else_=in_seconds(poll_seconds),\n",
+                "                    else_=func.least(in_seconds(poll_seconds), g.deadline_at),\n",
                 "                    else_=in_seconds(10**7),\n",
             ),
         ),

@@ -163,8 +163,8 @@ PROTECTIONS = (
         (
             Edit(
                 "worker/stages/poll.py",
-                "        if row.cancel_wished and not row.cancel_sent:\n",
-                "        if row.cancel_wished and row.cancel_sent:\n",
+                "        if (row.cancel_wished or overdue) and not row.cancel_sent:\n",
+                "        if overdue and not row.cancel_sent:\n",
             ),
         ),
         (

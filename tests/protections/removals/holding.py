@@ -83,8 +83,8 @@ PROTECTIONS = (
         (
             Edit(
                 COMMON,
-                "seconds = error.retry_after or backoff(",
-                "seconds = backoff(",
+                "                if error.retry_after:\n",
+                "                if error.retry_after and not error.endpoint:\n",
             ),
         ),
         (f"{ANSWERS}::test_a_refusal_holds_everybody_for_as_long_as_it_says",),
@@ -94,9 +94,7 @@ PROTECTIONS = (
         "a longer wait is not shortened by a shorter one",
         (
             Edit(
-                MODEL,
-                "func.greatest(_gates.c.opens_at, new.excluded.opens_at)",
-                "new.excluded.opens_at",
+                MODEL, "opens_at=func.greatest(_gates.c.opens_at, opens_at),", "opens_at=opens_at,"
             ),
         ),
         (
@@ -134,8 +132,8 @@ PROTECTIONS = (
         (
             Edit(
                 MODEL,
-                "        .values(probe_at=in_seconds(every))\n        .returning",
-                "        .values(probe_at=_gates.c.probe_at)\n        .returning",
+                "        .values(probe_at=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, pause))\n",
+                "        .values(probe_at=func.now() + 0 * func.make_interval(0, 0, 0, 0, 0, 0, pause))\n",
             ),
         ),
         (f"{SQL}::test_each_probe_is_handed_out_once", f"{GATES}::test_a_probe_is_handed_out_once"),
@@ -145,9 +143,7 @@ PROTECTIONS = (
         "many refusals do not put a planned probe off",
         (
             Edit(
-                MODEL,
-                "func.least(_gates.c.probe_at, new.excluded.probe_at)",
-                "new.excluded.probe_at",
+                MODEL, "probe_at=func.coalesce(_gates.c.probe_at, probe_at),", "probe_at=probe_at,"
             ),
         ),
         (f"{SQL}::test_refusals_do_not_put_the_probe_off",),
@@ -189,11 +185,19 @@ PROTECTIONS = (
         (
             Edit(
                 "models/schedule.py",
-                "    lower = max(1, running - 1)\n",
-                "    lower = running - 1\n",
+                "    first = Limit(max(1, present), max(1, present) + 1, RAISE_AFTER)\n",
+                "    first = Limit(present, max(1, present) + 1, RAISE_AFTER)\n",
+            ),
+            Edit(
+                "models/schedule.py",
+                "        value = max(1, min(self.value - 1 if fresh else self.value, present))\n",
+                "        value = min(self.value - 1 if fresh else self.value, present)\n",
             ),
         ),
-        (f"{SCHEDULE}::test_the_limit_is_learned_downwards_and_never_raised_by_a_refusal",),
+        (
+            f"{SCHEDULE}::test_what_was_there_beside_a_refusal_is_the_limit_and_never_under_one[0-0-1]",
+            f"{SCHEDULE}::test_a_refusal_under_the_limit_lowers_it",
+        ),
     ),
     Protection(
         "limit-grows-again",
@@ -201,13 +205,11 @@ PROTECTIONS = (
         (
             Edit(
                 "models/schedule.py",
-                "        .values(value=_limits.c.value + 1, changed_at=func.now())\n",
-                "        .values(value=_limits.c.value, changed_at=func.now())\n",
+                "            update(_limits).where(mine).values(value=limit.value + 1, changed_at=func.now())\n",
+                "            update(_limits).where(mine).values(value=limit.value, changed_at=func.now())\n",
             ),
         ),
-        (
-            f"{SCHEDULE}::test_the_limit_grows_again_by_one_at_a_time_and_is_forgotten_at_the_setting",
-        ),
+        (f"{SCHEDULE}::test_a_raise_needs_time_and_slots_that_are_in_use",),
     ),
     Protection(
         "limit-is-learned",
@@ -215,8 +217,8 @@ PROTECTIONS = (
         (
             Edit(
                 "worker/stages/submit.py",
-                "            schedule.learn_lower(conn, schedule.in_flight(conn))\n",
-                "            schedule.in_flight(conn)\n",
+                "            limit = schedule.learn_lower(conn, intent.generation_id, intent.attempt)\n",
+                "            limit = schedule.in_flight(conn)\n",
             ),
         ),
         (f"{ANSWERS}::test_a_limit_is_learned_and_never_falls_below_one",),

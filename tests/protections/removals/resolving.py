@@ -119,9 +119,8 @@ PROTECTIONS = (
         (
             Edit(
                 "models/watch.py",
-                "                    a.generation_id != generation_id,\n",
-                "                    a.generation_id != generation_id,\n"
-                "                    a.generation_id.in_(select(g.id).where(g.finished_at.is_(None))),\n",
+                "                or_(other, lately),\n",
+                "                other,\n",
             ),
         ),
         (
@@ -237,7 +236,7 @@ PROTECTIONS = (
         (
             Edit(
                 RESOLVE,
-                "    again = _read(rt, cases)\n    second = _judged(rt, cases, again)\n",
+                "    again = _read(rt, cases, keep)\n    second = _judged(rt, cases, again, keep)\n",
                 "    again, second = reading, first\n",
             ),
         ),
@@ -252,10 +251,10 @@ PROTECTIONS = (
         (
             Edit(
                 RESOLVE,
-                "    reading = _read(rt, cases)\n    first = _judged(",
-                "    from concurrent.futures import ThreadPoolExecutor\n\n    with ThreadPoolExecutor(2) as pool:\n        reading, two = pool.map(lambda _: _read(rt, cases), (1, 2))\n    first = _judged(",
+                "    reading = _read(rt, cases, keep)\n    first = _judged(",
+                "    from concurrent.futures import ThreadPoolExecutor\n\n    with ThreadPoolExecutor(2) as pool:\n        reading, two = pool.map(lambda _: _read(rt, cases, keep), (1, 2))\n    first = _judged(",
             ),
-            Edit(RESOLVE, "    again = _read(rt, cases)\n", "    again = two\n"),
+            Edit(RESOLVE, "    again = _read(rt, cases, keep)\n", "    again = two\n"),
         ),
         (f"{STAGE}::test_the_second_reading_begins_when_the_first_has_ended",),
     ),
@@ -315,8 +314,8 @@ PROTECTIONS = (
         (
             Edit(
                 "models/decisions.py",
-                "    exhausted = absent_before + 1 >= max_attempts\n",
-                "    exhausted = absent_before >= max_attempts + 99\n",
+                "    exhausted = counts and absent_before + 1 >= max_attempts\n",
+                "    exhausted = counts and absent_before >= max_attempts + 99\n",
             ),
         ),
         (f"{ANSWERS}::test_endless_submit_failures_are_bounded",),
@@ -324,7 +323,13 @@ PROTECTIONS = (
     Protection(
         "refusals-burn-no-attempt",
         "only attempts that made no task count against the bound",
-        (Edit(SETTLING, ' a.outcome == "absent", a.number != attempt', " a.number != attempt"),),
+        (
+            Edit(
+                SETTLING,
+                'func.count().filter(~mine, a.outcome == "absent", vain)',
+                "func.count().filter(~mine, vain)",
+            ),
+        ),
         (f"{HARD}::test_refusals_use_up_no_attempts",),
     ),
     Protection(

@@ -99,8 +99,8 @@ PROTECTIONS = (
         (
             Edit(
                 "worker/stages/resolve.py",
-                "            common.renew(rt.engine, one.case.generation_id, one.lease, rt.settings.lease)\n",
-                "            log.debug('%s', one.lease)\n",
+                "            common.renew(self._rt.engine, one.case.generation_id, one.lease, lease)\n",
+                "            log.debug('%s %s', one.lease, lease)\n",
             ),
         ),
         (f"{RESOLVE}::test_a_lease_is_renewed_while_reading",),
@@ -193,8 +193,8 @@ PROTECTIONS = (
         (
             Edit(
                 "models/transitions/following.py",
-                '{"due_at": in_seconds(seconds), "tries": 0}',
-                '{"due_at": in_seconds(seconds)}',
+                'by_deadline(in_seconds(seconds)), "tries": 0}',
+                "by_deadline(in_seconds(seconds))}",
             ),
         ),
         (f"{POLL}::test_polling_is_not_an_attempt",),
