@@ -107,6 +107,12 @@ PROTECTIONS = (
                 "bind=True, acks_late=True, reject_on_worker_lost=True",
                 "bind=True, acks_late=False",
             ),
+            # An acknowledgement that is early needs a moment to reach the broker.
+            Edit(
+                "worker/stages/accept.py",
+                '    reached("accept.before_commit")\n',
+                '    __import__("time").sleep(2)\n    reached("accept.before_commit")\n',
+            ),
         ),
         (f"{DEATH}[accept.before_commit]",),
     ),
