@@ -294,7 +294,7 @@ def wake(conn: Connection) -> None:
 
 
 RAISE_AFTER = 30.0
-"""Seconds without a refusal after which a learned limit is raised by one, to see whether it may."""
+"""Seconds without a refusal after which a learned limit is raised, to see whether it may."""
 
 RAISE_SELDOM = 3600.0
 """At most so many seconds, when what it was raised to is refused again and again."""
@@ -314,6 +314,13 @@ class Limit:
     def raise_in(self) -> float:
         """Seconds from its last change until it may be raised."""
         return RAISE_AFTER if self.value >= self.refused else self.pause
+
+    @property
+    def raised(self) -> int:
+        """What it is raised to: one more, to try again what was refused; more by half once that
+        holds, since what refused it then is over.
+        """
+        return self.value + (1 if self.value < self.refused else max(1, self.value // 2))
 
     def refuse(self, present: int, *, fresh: bool) -> "Limit":
         """After a refusal, with `present` others at the provider or on their way: never under 1.
@@ -395,7 +402,7 @@ def learn_lower(conn: Connection, generation_id: uuid.UUID, attempt: int) -> int
 
 
 def relax(conn: Connection, configured: int) -> None:
-    """Allow one more again, when every slot has been in use without a refusal for long enough.
+    """Allow more again, when every slot has been in use without a refusal for long enough.
 
     Slots that nobody used prove nothing. At the setting the limit is forgotten.
     """
@@ -417,7 +424,9 @@ def relax(conn: Connection, configured: int) -> None:
         conn.execute(_limits.delete().where(mine))
     elif row.age >= limit.raise_in and in_flight(conn) >= limit.value:
         conn.execute(
-            update(_limits).where(mine).values(value=limit.value + 1, changed_at=func.now())
+            update(_limits)
+            .where(mine)
+            .values(value=min(limit.raised, configured), changed_at=func.now())
         )
 
 

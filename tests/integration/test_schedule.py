@@ -465,6 +465,20 @@ def test_once_the_refused_value_holds_it_grows_quickly_again(conn):
     )
 
 
+def test_a_refusal_that_was_of_its_moment_does_not_slow_the_rest_of_the_day(conn):
+    """One refusal beside a single task, and never again: the way back to sixty takes minutes."""
+    occupy(conn, 1)
+    refuse(conn)
+    assert schedule.learned(conn) == 1
+    occupy(conn, 60)
+    told = []
+    while (value := schedule.learned(conn)) is not None:
+        told.append(value)
+        age(conn, schedule.RAISE_AFTER + 1)
+        schedule.relax(conn, 60)
+    assert told == [1, 2, 3, 4, 6, 9, 13, 19, 28, 42, 60]
+
+
 def test_enqueuing_wakes_who_listens_at_the_commit(engine):
     with engine.connect() as listening, engine.connect() as other:
         listening.execute(text(f"LISTEN {schedule.CHANNEL}"))

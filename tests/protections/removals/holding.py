@@ -205,11 +205,23 @@ PROTECTIONS = (
         (
             Edit(
                 "models/schedule.py",
-                "            update(_limits).where(mine).values(value=limit.value + 1, changed_at=func.now())\n",
-                "            update(_limits).where(mine).values(value=limit.value, changed_at=func.now())\n",
+                "            .values(value=min(limit.raised, configured), changed_at=func.now())\n",
+                "            .values(value=limit.value, changed_at=func.now())\n",
             ),
         ),
         (f"{SCHEDULE}::test_a_raise_needs_time_and_slots_that_are_in_use",),
+    ),
+    Protection(
+        "limit-grows-quickly-beyond-what-was-refused",
+        "a refusal that was of its moment doesn't slow the rest of the day",
+        (
+            Edit(
+                "models/schedule.py",
+                "(1 if self.value < self.refused else max(1, self.value // 2))",
+                "1",
+            ),
+        ),
+        (f"{SCHEDULE}::test_a_refusal_that_was_of_its_moment_does_not_slow_the_rest_of_the_day",),
     ),
     Protection(
         "limit-is-learned",
