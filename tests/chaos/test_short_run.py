@@ -25,7 +25,8 @@ SEED = int(os.environ.get("CHAOS_SEED", "1"))
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     plan = draw(SEED, 32, faults_end=15.0)
     print(plan.summary())  # noqa: T201
-    return run(plan, tmp_path_factory.mktemp("chaos"))
+    # Less than the test's own time, so that a run that breaks tells its story.
+    return run(plan, tmp_path_factory.mktemp("chaos"), patience=240.0)
 
 
 def test_every_promise_holds(outcome: Outcome):
