@@ -7,11 +7,12 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_ROOT_USER_ACTION=ignore
 
 WORKDIR /src
+ENV PIP_CACHE_DIR=/var/cache/pip
 RUN python -m venv /opt/seedance && python -m venv /opt/build
 
 # Before the sources, so that a change of ours does not fetch them again.
 COPY requirements/build.txt requirements/prod.txt requirements/
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     /opt/build/bin/pip install --require-hashes --only-binary :all: -r requirements/build.txt \
     && /opt/seedance/bin/pip install --require-hashes --only-binary :all: -r requirements/prod.txt
 

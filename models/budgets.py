@@ -15,6 +15,7 @@ from enum import StrEnum
 from sqlalchemy import Connection, delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
+from models import transitions
 from models.base import among, table_of
 from models.ledger import Budget
 from models.lifecycle import Status
@@ -176,19 +177,8 @@ def check(conn: Connection, costs: dict[str, Decimal]) -> None:
 def put_off(conn: Connection, generation_id: uuid.UUID, room: Room, cost: Decimal) -> None:
     """It stays accepted, says why, and is looked at again later."""
     seconds = RECHECK if room.ends_in is None else min(RECHECK, room.ends_in + 0.05)
-    free = (
-        select(g.id)
-        .where(g.id == generation_id, g.status == Status.ACCEPTED)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
-    )
-    conn.execute(
-        update(Generation)
-        .where(g.id == free)
-        .values(
-            waits_for=f"{WAITS} {room.explain(cost)}",
-            due_at=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, seconds),
-        )
+    transitions.stay(
+        conn, generation_id, waits_for=f"{WAITS} {room.explain(cost)}", seconds=seconds
     )
 
 

@@ -216,7 +216,13 @@ def _unblocked(conn: Connection, waiting: Sequence[Row[Any]]) -> list[uuid.UUID]
                 ).scalar_one_or_none()
             )
         if blocked_by is not None:
-            _block(conn, row.id, blocked_by)
+            transitions.stay(
+                conn,
+                row.id,
+                waits_for="an equal generation with the same seed",
+                seconds=BLOCKED_RECHECK,
+                blocked_by=blocked_by,
+            )
             continue
         if row.fingerprint is not None:
             marks[row.fingerprint] = row.id
@@ -237,24 +243,6 @@ def _admitted(
         Claim(m.id, m.lease, stage_of(m.status, needs_upload=needs[m.id]), 0)
         for m in sorted(moved, key=lambda m: order[m.id])
     ]
-
-
-def _block(conn: Connection, generation_id: uuid.UUID, blocked_by: uuid.UUID) -> None:
-    free = (
-        select(g.id)
-        .where(g.id == generation_id, g.status == Status.ACCEPTED)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
-    )
-    conn.execute(
-        update(Generation)
-        .where(g.id == free)
-        .values(
-            blocked_by=blocked_by,
-            waits_for="an equal generation with the same seed",
-            due_at=in_seconds(BLOCKED_RECHECK),
-        )
-    )
 
 
 def in_flight(conn: Connection) -> int:

@@ -47,10 +47,6 @@ RESOLVE_BATCH = 50
 """Generations in doubt that share one pair of readings of the task list."""
 
 
-def _no_side_work(kind: SideWork, claim: SideClaim) -> None:
-    raise NotImplementedError(f"this broker carries no {kind.task} {claim}")
-
-
 @dataclass(frozen=True)
 class Broker:
     """What the dispatcher needs of Celery."""
@@ -61,9 +57,9 @@ class Broker:
     """Publish a request to probe the gates."""
     depth: Callable[[], int]
     """How many stage messages wait to be taken."""
-    publish_side: Callable[[SideWork, SideClaim], None] = _no_side_work
+    publish_side: Callable[[SideWork, SideClaim], None]
     """Publish one message for side work."""
-    side_depth: Callable[[], int] = lambda: 0
+    side_depth: Callable[[], int]
     """How many messages of side work wait to be taken."""
 
 

@@ -24,6 +24,7 @@ from models.transitions.following import (
     need_attention,
     overdue,
     reschedule,
+    stay,
 )
 from models.transitions.settling import absent, give_up
 
@@ -54,5 +55,6 @@ __all__ = [
     "refused",
     "reject",
     "reschedule",
+    "stay",
     "submitted",
 ]

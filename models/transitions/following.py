@@ -178,6 +178,23 @@ def overdue(conn: Connection, generation_id: uuid.UUID, lease: int) -> bool:
     return done.rowcount == 1
 
 
+def stay(
+    conn: Connection, generation_id: uuid.UUID, *, waits_for: str, seconds: float, **also: Any
+) -> None:
+    """It stays accepted, says why, and is looked at again later; not if somebody has it now."""
+    free = (
+        select(g.id)
+        .where(g.id == generation_id, g.status == Status.ACCEPTED)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    conn.execute(
+        update(generations)
+        .where(g.id == free)
+        .values(waits_for=waits_for, due_at=in_seconds(seconds), **also)
+    )
+
+
 def decided(conn: Connection, generation_id: uuid.UUID) -> None:
     """What it awaited a decision about is settled: it may be let in again."""
     conn.execute(

@@ -4,9 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +15,12 @@ from celery import Celery
 import simulator
 from models import intake, reads
 from models.reads import GenerationView
+from tests.waiting import PATIENCE, wait_for
 from worker.requests import new_generation
 from worker.runtime import Runtime
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
-PATIENCE = 60.0
-"""Seconds until a condition counts as not reached; machines are slow and busy."""
-
-
-def wait_for(condition: Callable[[], Any], what: str, timeout: float = PATIENCE) -> Any:
-    """Wait until the condition is true, and return what it returned."""
-    deadline = time.monotonic() + timeout
-    while not (result := condition()):
-        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
-        time.sleep(0.05)
-    return result
 
 
 class Process:

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from models import gates
+from tests.waiting import wait_for
 from worker.cli import run
 
 BIN = Path(sys.executable).parent
@@ -220,13 +221,6 @@ def test_an_unreachable_database_is_one_line(cli: Cli, monkeypatch: pytest.Monke
     assert cli.err.startswith("the database can't be reached: ")
     assert cli.err.count("\n") == 1
     assert "geheim" not in cli.err
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 40
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 def test_ctrl_c_is_130_and_a_worker_waits_for_its_tables(

@@ -22,22 +22,11 @@ from tests.chaos.forkserver import ROOT, ForkServer
 from tests.chaos.plan import TIMES, Order, tag
 from tests.chaos.processes import Fleet
 from tests.chaos.strikes import ENOUGH_CREDITS, Journal, Strikes
+from tests.waiting import PATIENCE, wait_for
 from worker import migrate
 from worker.embedded_postgres import EmbeddedPostgres
 from worker.embedded_valkey import EmbeddedValkey
 from worker.requests import new_generation
-
-PATIENCE = 90.0
-"""Seconds until a condition counts as not reached; machines are slow and busy."""
-
-
-def wait_for(condition: Callable[[], Any], what: str, timeout: float = PATIENCE) -> Any:
-    """Wait until the condition is true, and return what it returned."""
-    deadline = time.monotonic() + timeout
-    while not (result := condition()):
-        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
-        time.sleep(0.03)
-    return result
 
 
 @pytest.fixture(scope="session")

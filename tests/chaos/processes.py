@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from tests.chaos.forkserver import Forked, ForkServer
+from tests.waiting import wait_for
 
 RESTART_AFTER = 0.3
 """Seconds until the supervisor starts a dead process again."""
@@ -140,10 +141,10 @@ class Fleet:
 
     def wait_ready(self, timeout: float) -> None:
         """Until every worker takes messages."""
-        deadline = time.monotonic() + timeout
-        while not all(worker.ready() for worker in self.workers):
-            assert time.monotonic() < deadline, [w.text()[-2000:] for w in self.workers]
-            time.sleep(0.05)
+        try:
+            wait_for(lambda: all(w.ready() for w in self.workers), "every worker is ready", timeout)
+        except AssertionError as error:
+            raise AssertionError([w.text()[-2000:] for w in self.workers]) from error
 
     @property
     def all(self) -> list[Child]:

@@ -2,14 +2,17 @@
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection, Engine
 
 from models import intake, reads, schedule
 from models.reads import GenerationView
 from models.schedule import Claim, Stage
+from tests.integration import rows
+from worker.embedded_postgres import EmbeddedPostgres
 from worker.requests import new_generation
 from worker.runtime import Runtime
 from worker.stages import poll, resolve, submit, upload
@@ -93,6 +96,21 @@ class Steps:
         """The names of the generation's events, in order."""
         with self.rt.engine.connect() as conn:
             return [event.event for event in reads.events(conn, generation_id)]
+
+
+@pytest.fixture(scope="module")
+def engine(postgres: EmbeddedPostgres) -> Iterator[Engine]:
+    """A migrated database for a module whose tests undo what they do, or mind only their rows."""
+    with rows.fresh_database(postgres) as engine:
+        yield engine
+
+
+@pytest.fixture
+def conn(engine: Engine) -> Iterator[Connection]:
+    """A connection whose changes are undone at the end."""
+    with engine.connect() as conn:
+        yield conn
+        conn.rollback()
 
 
 @pytest.fixture

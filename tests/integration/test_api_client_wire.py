@@ -48,6 +48,7 @@ from api_client import (
     TaskNotFound,
     WaitTimeout,
 )
+from tests.waiting import wait_for
 
 KEY = "key-that-must-stay-secret"
 SIGNATURE = "X-Amz-Signature=signature-that-must-stay-secret"
@@ -471,13 +472,6 @@ def test_an_environment_proxy_is_used_and_asks_first_too(monkeypatch):
 
 
 # Just before the POST
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def test_before_send_runs_connected_and_before_the_first_byte(scheme):

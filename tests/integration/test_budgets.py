@@ -2,13 +2,12 @@
 
 import threading
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
-from sqlalchemy import Connection, Engine, event, func, text
+from sqlalchemy import Connection, event, func, text
 from sqlalchemy.orm import Session
 
 from models import budgets, credit, intake, schedule, transitions
@@ -19,24 +18,10 @@ from tests.integration import rows
 from tests.integration.conftest import text_request
 from tests.integration.rows import make, read, seen
 from worker import producer
-from worker.embedded_postgres import EmbeddedPostgres
 from worker.requests import new_budget, new_generation
 from worker.stages import accept
 
 S = Status
-
-
-@pytest.fixture(scope="module")
-def engine(postgres: EmbeddedPostgres) -> Iterator[Engine]:
-    with rows.fresh_database(postgres) as engine:
-        yield engine
-
-
-@pytest.fixture
-def conn(engine: Engine) -> Iterator[Connection]:
-    with engine.connect() as conn:
-        yield conn
-        conn.rollback()
 
 
 def allow(conn: Connection, amount: object, period: str = "day", policy: str = "refuse") -> None:

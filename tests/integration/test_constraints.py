@@ -9,15 +9,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from models.lifecycle import LIVE, TERMINAL, Status
 from tests.integration import rows
 from tests.integration.rows import make
-from worker.embedded_postgres import EmbeddedPostgres
 
 S = Status
-
-
-@pytest.fixture(scope="module")
-def engine(postgres: EmbeddedPostgres) -> Iterator[Engine]:
-    with rows.fresh_database(postgres) as engine:
-        yield engine
 
 
 @pytest.fixture

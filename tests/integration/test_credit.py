@@ -2,13 +2,12 @@
 
 import threading
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from decimal import Decimal
 
 import pytest
-from sqlalchemy import Connection, Engine, func, text
+from sqlalchemy import Connection, func, text
 
 from models import credit, gates, schedule, transitions
 from models.credit import Purse, Senior
@@ -21,23 +20,9 @@ from tests.integration import rows
 from tests.integration.conftest import text_request
 from tests.integration.rows import make, read, seen
 from worker.dispatcher import Broker, Dispatcher
-from worker.embedded_postgres import EmbeddedPostgres
 from worker.upkeep import balance, prune
 
 S = Status
-
-
-@pytest.fixture(scope="module")
-def engine(postgres: EmbeddedPostgres) -> Iterator[Engine]:
-    with rows.fresh_database(postgres) as engine:
-        yield engine
-
-
-@pytest.fixture
-def conn(engine: Engine) -> Iterator[Connection]:
-    with engine.connect() as conn:
-        yield conn
-        conn.rollback()
 
 
 def told(conn: Connection, remain: object, *, used: object = 0, ago: float = 0) -> None:

@@ -15,6 +15,7 @@ from models.lifecycle import Status
 from models.schedule import Stage
 from tests.integration.conftest import text_request
 from tests.integration.invariants import laboratory
+from tests.waiting import wait_for as until
 from worker import side_work
 from worker.dispatcher import Broker, Dispatcher
 from worker.side_work import SideClaim, SideWork
@@ -102,13 +103,6 @@ def _joined(one, thread):
         with one._rt.engine.begin() as conn:
             schedule.wake(conn)
         thread.join(0.1)
-
-
-def until(condition, timeout=20.0):
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def standing(lab, generation_id):
@@ -215,7 +209,7 @@ def test_a_publish_that_fails_gives_the_claims_back(lab):
         published.append(claims)
         messages.deliver(stage, claims)
 
-    broker = Broker(fails_at_the_second, messages.probe, lambda: 0)
+    broker = replace(messages.broker(), publish=fails_at_the_second)
     with pytest.raises(ConnectionError):
         Dispatcher(lab.rt, broker, slots=8).tick()
 
@@ -245,7 +239,7 @@ def test_the_loop_outlives_a_broker_that_is_away(lab):
         messages.publish(stage, claims)
 
     generation_id = lab.enqueue()
-    one = Dispatcher(lab.rt, Broker(publish, messages.probe, lambda: 0), slots=2)
+    one = Dispatcher(lab.rt, replace(messages.broker(), publish=publish), slots=2)
     with running(one):
         until(lambda: lab.get(generation_id).status is Status.UPLOADING)
         away.clear()

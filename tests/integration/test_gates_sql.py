@@ -12,15 +12,8 @@ from models.base import table_of
 from models.gates import GateName
 from models.tables import Gate
 from tests.integration import rows
-from worker.embedded_postgres import EmbeddedPostgres
 
 gate = table_of(Gate)
-
-
-@pytest.fixture(scope="module")
-def engine(postgres: EmbeddedPostgres) -> Iterator[Engine]:
-    with rows.fresh_database(postgres) as engine:
-        yield engine
 
 
 @pytest.fixture

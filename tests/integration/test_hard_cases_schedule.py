@@ -106,7 +106,11 @@ def test_a_row_that_was_tried_most_often_is_claimed_with_the_others(rt, steps):
 
 def test_messages_that_were_lost_do_not_fail_a_generation(rt, steps):
     generation_id = steps.enqueue()
-    dispatcher = Dispatcher(rt, Broker(lambda s, c: None, lambda: None, lambda: 0), slots=4)
+    dispatcher = Dispatcher(
+        rt,
+        Broker(lambda s, c: None, lambda: None, lambda: 0, lambda k, c: None, lambda: 0),
+        slots=4,
+    )
     for _ in range(12):
         dispatcher.tick()
         sql(rt, "update generations set due_at=now() where due_at is not null")

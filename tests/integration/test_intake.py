@@ -16,17 +16,10 @@ from models.lifecycle import Status
 from models.tables import Generation
 from tests.integration import rows
 from tests.integration.rows import events, read
-from worker.embedded_postgres import EmbeddedPostgres
 from worker.requests import new_generation
 
 REQUEST = {"content": [{"type": "text", "text": "a cat"}]}
 OTHER = {"content": [{"type": "text", "text": "a dog"}]}
-
-
-@pytest.fixture(scope="module")
-def engine(postgres: EmbeddedPostgres) -> Iterator[Engine]:
-    with rows.fresh_database(postgres) as engine:
-        yield engine
 
 
 @pytest.fixture

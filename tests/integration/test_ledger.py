@@ -4,14 +4,13 @@ import importlib.util
 import random
 import threading
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, Engine, func, text
+from sqlalchemy import Connection, func, text
 from sqlalchemy.exc import DBAPIError
 
 from models import intake, submission, transitions, watch
@@ -22,25 +21,11 @@ from models.submission import Timing
 from tests.integration import rows
 from tests.integration.conftest import text_request
 from tests.integration.rows import read, seen
-from worker.embedded_postgres import EmbeddedPostgres
 from worker.requests import new_generation
 
 S = Status
 MIGRATION = next((Path(__file__).parents[2] / "alembic" / "versions").glob("*_the_ledger.py"))
 TIMING = Timing(10, 60, 15)
-
-
-@pytest.fixture(scope="module")
-def engine(postgres: EmbeddedPostgres) -> Iterator[Engine]:
-    with rows.fresh_database(postgres) as engine:
-        yield engine
-
-
-@pytest.fixture
-def conn(engine: Engine) -> Iterator[Connection]:
-    with engine.connect() as conn:
-        yield conn
-        conn.rollback()
 
 
 def accept(conn: Connection, **options: object) -> uuid.UUID:

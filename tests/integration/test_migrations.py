@@ -64,12 +64,6 @@ def empty(postgres: EmbeddedPostgres) -> Iterator[Engine]:
     postgres.drop_database(name)
 
 
-@pytest.fixture(scope="module")
-def engine(postgres: EmbeddedPostgres) -> Iterator[Engine]:
-    with rows.fresh_database(postgres) as engine:
-        yield engine
-
-
 def test_up_from_empty_and_down_again_leaves_nothing(empty):
     before = catalogue(empty)
     assert migrate.revision(empty).current is None

@@ -204,7 +204,7 @@ class Threads(Messages):
         self._pool, self._waiting = pool, 0
 
     def broker(self):
-        return Broker(self.publish, self.probe, lambda: self._waiting)
+        return Broker(self.publish, self.probe, lambda: self._waiting, lambda k, c: None, lambda: 0)
 
     def publish(self, stage, claims):
         self._waiting += 1

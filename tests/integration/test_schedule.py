@@ -18,16 +18,9 @@ from models.tables import Generation, LearnedLimit, SubmitAttempt
 from tests.integration import rows
 from tests.integration.rows import events, make, read
 from worker.dispatcher import Broker, Dispatcher
-from worker.embedded_postgres import EmbeddedPostgres
 
 S = Status
 g = table_of(Generation).c
-
-
-@pytest.fixture(scope="module")
-def engine(postgres: EmbeddedPostgres) -> Iterator[Engine]:
-    with rows.fresh_database(postgres) as engine:
-        yield engine
 
 
 @pytest.fixture
@@ -329,7 +322,13 @@ def test_a_deadline_passes_also_while_a_gate_holds_everything(rt):
         late = make(own, S.ACCEPTED, deadline_at=in_(-1))
         gates.close(own, gates.GateName.API_KEY, "the key was refused")
     handed_out: list[object] = []
-    broker = Broker(lambda stage, claims: handed_out.append(claims), lambda: None, lambda: 0)
+    broker = Broker(
+        lambda stage, claims: handed_out.append(claims),
+        lambda: None,
+        lambda: 0,
+        lambda k, c: None,
+        lambda: 0,
+    )
     Dispatcher(rt, broker, slots=4).tick()
     assert not handed_out
     with rt.engine.connect() as own:

@@ -18,18 +18,11 @@ from models.submission import Held, Intent, Timing
 from models.tables import StrayTask, SubmitAttempt
 from tests.integration import rows
 from tests.integration.rows import REQUEST, attempts, events, make, read
-from worker.embedded_postgres import EmbeddedPostgres
 
 S = Status
 TIMING = Timing(10, 60, 15, 5)
 FIXED = {**REQUEST, "seed": 42}
 MARK = fingerprint(FIXED, 42)
-
-
-@pytest.fixture(scope="module")
-def engine(postgres: EmbeddedPostgres) -> Iterator[Engine]:
-    with rows.fresh_database(postgres) as engine:
-        yield engine
 
 
 @pytest.fixture

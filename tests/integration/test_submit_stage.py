@@ -19,6 +19,7 @@ from models.lifecycle import Status
 from models.marks import SEED_BOUND
 from tests.integration.conftest import text_request
 from tests.integration.invariants import in_background, laboratory, paused
+from tests.waiting import wait_for
 from worker import producer
 from worker.limiter import Limiter
 from worker.stages import submit
@@ -558,13 +559,6 @@ def admitted_all_the_same(lab, request):
         [moved] = transitions.admit(conn, [generation_id], lease_seconds=10)
     assert moved.lease == 1
     return generation_id
-
-
-def wait_for(condition, timeout=10.0):
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @contextlib.contextmanager

@@ -20,16 +20,9 @@ from models.tables import Generation
 from models.transitions import Moved
 from tests.integration import rows
 from tests.integration.rows import attempts, events, image, make, read, seen
-from worker.embedded_postgres import EmbeddedPostgres
 
 S = Status
 g = table_of(Generation).c
-
-
-@pytest.fixture(scope="module")
-def engine(postgres: EmbeddedPostgres) -> Iterator[Engine]:
-    with rows.fresh_database(postgres) as engine:
-        yield engine
 
 
 @pytest.fixture

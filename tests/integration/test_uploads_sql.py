@@ -16,13 +16,6 @@ from models.lifecycle import Status
 from models.tables import Upload
 from models.uploads import Content, SomebodyElse, Uploaded, Yours
 from tests.integration import rows
-from worker.embedded_postgres import EmbeddedPostgres
-
-
-@pytest.fixture(scope="module")
-def engine(postgres: EmbeddedPostgres) -> Iterator[Engine]:
-    with rows.fresh_database(postgres) as engine:
-        yield engine
 
 
 @pytest.fixture

@@ -13,18 +13,11 @@ from models.lifecycle import IN_DOUBT, TERMINAL, Status
 from models.tables import StrayTask
 from tests.integration import rows
 from tests.integration.rows import REQUEST, attempts, events, make, read, seen
-from worker.embedded_postgres import EmbeddedPostgres
 
 S = Status
 ECHO = {name: REQUEST[name] for name in ("model", "resolution", "ratio", "duration")} | {
     "generate_audio": True
 }
-
-
-@pytest.fixture(scope="module")
-def engine(postgres: EmbeddedPostgres) -> Iterator[Engine]:
-    with rows.fresh_database(postgres) as engine:
-        yield engine
 
 
 @pytest.fixture
