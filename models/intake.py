@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import CTE, ColumnElement, Connection, func, literal, select
 from sqlalchemy.dialects.postgresql import insert
 
-from models import budgets, ledger, schedule
+from models import budgets, ledger, notices, schedule
 from models.base import table_of
 from models.ledger.booking import NEEDED
 from models.lifecycle import Event, Status
@@ -35,6 +35,7 @@ class NewGeneration:
     idempotency_key: str | None = None
     metadata: dict[str, Any] | None = None
     deadline: datetime | None = None
+    notify: dict[str, Any] | None = None
 
 
 class IdempotencyConflict(ValueError):
@@ -123,6 +124,7 @@ def _row(new: NewGeneration) -> dict[str, Any]:
         "status": str(Status.ACCEPTED),
         "request": new.request,
         "metadata": new.metadata,
+        "notify": new.notify,
         "idempotency_key": new.idempotency_key,
         "tenant": new.tenant,
         "priority": new.priority,
@@ -158,6 +160,7 @@ class RefusedRequest:
     code: str = "INVALID_REQUEST"
     tenant: str = DEFAULT_TENANT
     metadata: dict[str, Any] | None = field(default=None)
+    notify: dict[str, Any] | None = None
 
 
 def record_refused(conn: Connection, refused: RefusedRequest) -> bool:
@@ -169,6 +172,8 @@ def record_refused(conn: Connection, refused: RefusedRequest) -> bool:
             status=str(Status.FAILED),
             request=refused.request,
             metadata=refused.metadata,
+            notify=refused.notify,
+            notified=0 if refused.notify is None else 1,
             tenant=refused.tenant,
             estimated_cost=0,
             credit_cost=0,
@@ -180,5 +185,8 @@ def record_refused(conn: Connection, refused: RefusedRequest) -> bool:
         .returning(g.id)
         .cte("made")
     )
-    rows = conn.execute(select(made.c.id).add_cte(_told(made.c.id, Event.REJECT)))
-    return rows.first() is not None
+    told = _told(made.c.id, Event.REJECT)
+    created = conn.execute(select(made.c.id).add_cte(told)).first() is not None
+    if created and refused.notify is not None:
+        notices.write(conn, [refused.id])
+    return created

@@ -95,6 +95,7 @@ class Note(StrEnum):
     CHARGED = "charged"
     UNKNOWN_STATUS = "unknown_status"
     CALLED_BACK = "called_back"
+    NOTICE_RESENT = "notice_resent"
 
 
 class Fence(StrEnum):

@@ -91,6 +91,10 @@ class Generation(Base):
     attention_at: Mapped[Instant | None]
     # Until when somebody wants to be told of its transitions (models.telling).
     waited_until: Mapped[Instant | None]
+    # Where its producer wants to be told, and of how many changes notices were written
+    # (models.notices).
+    notify: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    notified: Mapped[int] = mapped_column(Integer, server_default="0")
 
     created_at: Mapped[Instant] = mapped_column(server_default=func.now())
     submitted_at: Mapped[Instant | None]

@@ -13,7 +13,8 @@ from worker.celeryconfig import SIDE_QUEUE, STAGE_QUEUE
 from worker.dispatcher import Broker, Dispatcher
 from worker.runtime import build
 from worker.settings import load_settings
-from worker.side_work import KINDS, SideClaim, SideWork
+from worker.side_kinds import KINDS
+from worker.side_work import SideClaim, SideWork
 
 log = logging.getLogger(__name__)
 

@@ -26,6 +26,8 @@ CrashPoint = Literal[
     "dispatch.after_claim",
     "accept.before_commit",
     "accept.after_commit",
+    "deliver.before_send",
+    "deliver.after_send",
 ]
 
 VARIABLE = "SEEDANCE_CRASH_AT"

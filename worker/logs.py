@@ -15,7 +15,7 @@ from api_client import redact
 from worker.callback_address import hidden
 
 _FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-_SECRETS = ("SEEDANCE_API_KEY", "FLOWER_BASIC_AUTH")
+_SECRETS = ("SEEDANCE_API_KEY", "SEEDANCE_WEBHOOK_SECRETS", "FLOWER_BASIC_AUTH")
 _SHORTEST_SECRET = 6
 
 # A line for every message that comes and every task that ends says nothing that the rows don't.
@@ -46,7 +46,9 @@ class RedactingFormatter(logging.Formatter):
 def configure(level: int | str = logging.INFO, *, stream: TextIO | None = None) -> None:
     """Make this process's logging readable; what was set up before is replaced."""
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(RedactingFormatter(os.environ.get(name, "") for name in _SECRETS))
+    values = [os.environ.get(name, "") for name in _SECRETS]
+    # Several may stand in one variable.
+    handler.setFormatter(RedactingFormatter(word for value in values for word in value.split()))
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)

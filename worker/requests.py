@@ -18,6 +18,7 @@ from models import storable
 from models.budgets import BudgetView, Period, Policy
 from models.intake import NewGeneration
 from models.tables import DEFAULT_TENANT
+from worker.notify import check_notify, private_allowed
 
 UPLOADABLE = frozenset({"image_url", "video_url"})
 """Item types whose value may be a source. Audio can't be uploaded (api.md, "Endpoints")."""
@@ -86,11 +87,14 @@ def new_generation(
     metadata: Mapping[str, Any] | None = None,
     notify: Any = None,
     deadline: datetime | None = None,
+    private_webhooks: bool | None = None,
 ) -> NewGeneration:
-    """Check everything that a producer may give. Raises InvalidRequest."""
+    """Check everything that a producer may give. Raises InvalidRequest.
+
+    `private_webhooks`: whether `notify` may name private addresses; by default the environment
+    says so.
+    """
     checked = check_request(request)
-    if notify is not None:
-        raise InvalidRequest("notify", notify, "nothing: this version sends no notices yet")
     if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > _PRIORITY:
         raise InvalidRequest(
             "priority", priority, f"a whole number from -{_PRIORITY} to {_PRIORITY}"
@@ -113,6 +117,9 @@ def new_generation(
         idempotency_key=_name("idempotency_key", idempotency_key),
         metadata=None if metadata is None else dict(metadata),
         deadline=deadline,
+        notify=check_notify(
+            notify, private=private_allowed() if private_webhooks is None else private_webhooks
+        ),
     )
 
 

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.database import normalise_url
 from models.submission import Timing
+from worker.webhook_secrets import FEWEST_BYTES, MOST_BYTES, is_webhook_secret
 
 PREFIX = "SEEDANCE_"
 
@@ -161,6 +162,31 @@ class Settings(BaseSettings):
     gateway_rate: str = Field(
         "200/second", description="Callbacks that a gateway looks up; beyond it answers 429."
     )
+    webhook_secrets: SecretStr = Field(
+        SecretStr(""),
+        description="Secrets that webhooks are signed with, separated by spaces, each as `whsec_`"
+        " and 24 to 64 bytes in base64. Several sign together, for a change of secrets; without"
+        " one no webhook is sent.",
+    )
+    allow_private_webhooks: bool = Field(
+        False,
+        description="Whether webhooks may go to private or loopback addresses, and over plain"
+        " http. Read where generations are enqueued and by workers.",
+    )
+    notice_retry: Seconds = Field(
+        5.0,
+        description="About how soon a notice that was not taken is tried again; doubled each time,"
+        " up to four hours.",
+    )
+    notice_patience: Seconds = Field(
+        3 * 86_400.0,
+        description="How long a notice is tried until it is set aside as dead.",
+    )
+    retain_notices: Seconds = Field(
+        30 * 86_400.0,
+        description="How long notices are kept once they are delivered or dead; at most as long"
+        " as their generations.",
+    )
     retain_generations: float = Field(
         180 * 86_400.0,
         ge=0,
@@ -207,6 +233,18 @@ class Settings(BaseSettings):
     def _key(cls, value: SecretStr) -> SecretStr:
         if not re.fullmatch(r"[\x21-\x7e]+", value.get_secret_value()):
             raise ValueError("is empty or has characters that no HTTP header may carry")
+        return value
+
+    @field_validator("webhook_secrets")
+    @classmethod
+    def _webhook_secrets(cls, value: SecretStr) -> SecretStr:
+        for place, secret in enumerate(value.get_secret_value().split(), start=1):
+            if not is_webhook_secret(secret):
+                # Not shown: it may be one but for a slip.
+                raise ValueError(
+                    f"has a secret (number {place}) that is not `whsec_` and"
+                    f" {FEWEST_BYTES} to {MOST_BYTES} bytes in base64"
+                )
         return value
 
     @field_validator("public_url")
@@ -293,7 +331,7 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
         raise SettingsError("\n".join(_explain(error))) from None
 
 
-_SECRET = frozenset({"api_key", "database_url", "broker_url"})
+_SECRET = frozenset({"api_key", "database_url", "broker_url", "webhook_secrets"})
 """Settings whose values are or hold secrets, and so are shown nowhere."""
 
 

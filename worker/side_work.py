@@ -52,7 +52,3 @@ def run(rt: Runtime, kind: SideWork, claim: SideClaim) -> None:
         kind.run(rt, claim)
     finally:
         rt.side_slots.release()
-
-
-KINDS: tuple[SideWork, ...] = ()
-"""Every kind there is."""

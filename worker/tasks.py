@@ -3,19 +3,24 @@
 import random
 import time
 import uuid
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Reject
 from sqlalchemy.exc import InterfaceError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from worker import rejects
+from worker import rejects, side_work
 from worker.app import app
 from worker.runtime import runtime
-from worker.stages import accept, poll, resolve, submit, upload
+from worker.side_work import SideClaim
+from worker.stages import accept, deliver, poll, resolve, submit, upload
 from worker.upkeep import balance, prune, reconcile
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from celery import Task
 
 
@@ -60,6 +65,19 @@ def poll_task(generation_id: str, lease: int) -> None:
 def resolve_in_doubt(claims: list[tuple[str, int]]) -> None:
     """Find out what became of POSTs whose answers were lost."""
     resolve.run(runtime(), [(uuid.UUID(generation_id), lease) for generation_id, lease in claims])
+
+
+@app.task(name="seedance.deliver")
+def deliver_notice(notice_id: str, lease: int) -> None:
+    """Deliver a notice to its producer."""
+    side_work.run(runtime(), _DELIVERING, SideClaim(notice_id, lease))
+
+
+def _send_task(name: str, queue: str, task_id: str, kwargs: "Mapping[str, Any]") -> None:
+    app.send_task(name, kwargs=dict(kwargs), queue=queue, task_id=task_id)
+
+
+_DELIVERING = replace(deliver.KIND, run=partial(deliver.run, send_task=_send_task))
 
 
 @app.task(name="seedance.reconcile")

@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from models import ledger
+from models import ledger, notices
 from models.base import table_of
 from models.ledger.booking import NEEDED
 from models.lifecycle import (
@@ -103,8 +103,8 @@ def move(
 ) -> list[Moved]:
     """Move every row that passes `guards` by `event`; the other functions here are its callers.
 
-    One statement: lock and compare, set, tell, book. `sources` narrows the transition's own;
-    `skip_locked` leaves out rows that somebody else is changing just now.
+    One statement: lock and compare, set, tell, book; one more where notices are wanted. `sources`
+    narrows the transition's own; `skip_locked` leaves out rows that somebody else is changing.
     """
     transition = TRANSITIONS[event]
     leaving = transition.sources if sources is None else transition.sources & sources
@@ -122,6 +122,7 @@ def move(
                 **(ENDED if transition.target in TERMINAL else {}),
                 **values,
                 "status": str(transition.target),
+                "notified": notices.numbered(transition.target),
             }
         )
         .returning(
@@ -131,6 +132,7 @@ def move(
             g.attempt,
             g.fingerprint,
             (g.waited_until > func.now()).label("waited"),
+            func.coalesce(notices.wanted(transition.target), False).label("noticed"),
             *NEEDED.values(),
         )
         .cte("moved")
@@ -157,7 +159,9 @@ def move(
         also.append(booked)
     m = moved.c
     rows = conn.execute(
-        select(m.id, m.from_status, m.lease, m.attempt, m.fingerprint, m.waited).add_cte(*also)
+        select(m.id, m.from_status, m.lease, m.attempt, m.fingerprint, m.waited, m.noticed).add_cte(
+            *also
+        )
     ).all()
     result = [
         Moved(
@@ -173,6 +177,7 @@ def move(
     for row in result:
         if row.from_status in IN_DOUBT and row.status not in IN_DOUBT and row.fingerprint:
             _wake_waiter(conn, row.fingerprint)
+    notices.write(conn, [row.id for row in rows if row.noticed])
     for waited in (row.id for row in rows if row.waited):
         conn.execute(select(func.pg_notify(MOVED, str(waited))))
     return result

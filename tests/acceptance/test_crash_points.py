@@ -9,6 +9,7 @@ import simulator
 from models.ledger import reading
 from models.lifecycle import Status
 from tests.acceptance.conftest import ROOT, Service, wait_for
+from tests.receiver import receiving, webhook_settings
 from worker.crash_points import CrashPoint
 
 WITH_REFERENCE = {
@@ -27,6 +28,9 @@ PLAIN = {"content": [{"type": "text", "text": "a cat"}]}
 def test_death_at_a_crash_point_costs_nothing(
     point: CrashPoint, service: Service, sim: simulator.Simulator, tmp_path: Path
 ):
+    if point.startswith("deliver."):
+        _death_while_delivering(point, service, tmp_path)
+        return
     media = {"SEEDANCE_MEDIA_ROOTS": str(ROOT / "examples" / "media")}
     once = tmp_path / "died"
     doomed = service.worker(SEEDANCE_CRASH_AT=point, SEEDANCE_CRASH_ONCE=str(once), **media)
@@ -57,6 +61,25 @@ def test_death_at_a_crash_point_costs_nothing(
     assert (booked.count("estimated"), booked.count("charged")) == (1, 1)
     if point.startswith("upload."):
         assert len(sim.uploads()) >= 1
+
+
+def _death_while_delivering(point: CrashPoint, service: Service, tmp_path: Path) -> None:
+    """The notice comes all the same; a second time only if the first was sent before the death."""
+    once = tmp_path / "died"
+    with receiving() as receiver:
+        env = webhook_settings(receiver)
+        doomed = service.worker(SEEDANCE_CRASH_AT=point, SEEDANCE_CRASH_ONCE=str(once), **env)
+        notify = {"webhook": receiver.url()}
+        generation_id = service.enqueue(notify=notify, private_webhooks=True)
+        assert doomed.wait() == -9, doomed.text()
+        assert once.exists()
+        before = len(receiver.heard)
+        service.worker(**env)
+        wait_for(lambda: len(receiver.taken()) > before, "the notice comes")
+    assert before == (1 if point == "deliver.after_send" else 0)
+    assert {one.data["id"] for one in receiver.heard} == {str(generation_id)}
+    assert len({one.id for one in receiver.heard}) == 1, "known by its id"
+    assert all(one.verified for one in receiver.heard)
 
 
 def _charged(task: dict) -> object:

@@ -477,6 +477,8 @@ DATABASE = tuple(
 CRASH_POINTS = tuple(
     Proven("crash point", point, (f"{DEATH}[{point}]",), removals)
     for point, removals in (
+        ("deliver.before_send", ("crash-notice-is-reclaimed-by-its-lease",)),
+        ("deliver.after_send", ("crash-notice-is-reclaimed-by-its-lease",)),
         ("upload.before_put", ("crash-reclaimed-by-the-lease",)),
         ("upload.after_put", ("crash-reclaimed-by-the-lease",)),
         ("submit.before_intent", ("crash-reclaimed-by-the-lease",)),

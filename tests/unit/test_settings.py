@@ -1,5 +1,6 @@
 """Settings: every variable is read, every wrong one is named, no secret is shown."""
 
+import base64
 import re
 from pathlib import Path
 
@@ -21,6 +22,7 @@ NEEDED = {
     "SEEDANCE_DATABASE_URL": "postgresql://user:pass-word@db/seedance",
 }
 ROOT = str(Path(__file__).parent)
+WHSEC = f"whsec_{base64.b64encode(bytes(range(32))).decode()}"
 
 GOOD = {
     "api_key": ("other-key", None),
@@ -52,6 +54,11 @@ GOOD = {
     "upload_max_bytes": ("1", 1),
     "media_roots": (f"{ROOT}:/", (Path(ROOT), Path("/"))),
     "allow_private_sources": ("1", True),
+    "webhook_secrets": (WHSEC, None),
+    "allow_private_webhooks": ("true", True),
+    "notice_retry": ("0.5", 0.5),
+    "notice_patience": ("3600", 3_600.0),
+    "retain_notices": ("60", 60.0),
     "retain_rejected": ("60", 60.0),
     "retain_generations": ("86400", 86_400.0),
     "retain_events": ("0", 0.0),
@@ -70,6 +77,15 @@ BAD = {
     "media_roots": ["relative", "/no/such/folder", f"{ROOT}:nowhere"],
     "key_exclusive": ["perhaps"],
     "allow_private_sources": ["2"],
+    "allow_private_webhooks": ["2"],
+    "webhook_secrets": [
+        "no-prefix",
+        WHSEC.removeprefix("whsec_"),
+        "whsec_c2hvcnQ=",
+        f"whsec_{base64.b64encode(bytes(65)).decode()}",
+        f"{WHSEC} whsec_",
+        f"{WHSEC}!",
+    ],
     "check_balance": ["perhaps"],
     "max_in_flight": ["0", "-1", "1.5", "many"],
     "max_attempts": ["0", "x"],
@@ -106,8 +122,8 @@ def test_both_tables_of_this_test_are_complete():
 def test_every_variable_is_read(name):
     value, meant = GOOD[name]
     settings = load_settings({**NEEDED, variable(name): value})
-    if name == "api_key":
-        assert settings.api_key.get_secret_value() == value
+    if name in ("api_key", "webhook_secrets"):
+        assert getattr(settings, name).get_secret_value() == value
     else:
         assert getattr(settings, name) == meant
         assert load_settings(NEEDED).model_dump()[name] != meant or name == "list_lag"
@@ -120,7 +136,9 @@ def test_a_wrong_value_names_its_variable(name, value):
     with pytest.raises(SettingsError, match=rf"^{variable(name)}\b") as caught:
         load_settings({**NEEDED, variable(name): value})
     assert SECRET not in str(caught.value)
-    if name not in ("api_key", "database_url", "broker_url", "api_base_url"):
+    if name == "webhook_secrets":
+        assert value not in str(caught.value)
+    elif name not in ("api_key", "database_url", "broker_url", "api_base_url"):
         shown = value.rpartition(":")[2] if name == "media_roots" else value
         assert shown in str(caught.value), "the value is shown"
 

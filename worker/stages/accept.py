@@ -14,6 +14,7 @@ from models.intake import IdempotencyConflict, RefusedRequest
 from models.tables import DEFAULT_TENANT
 from worker import rejects
 from worker.crash_points import reached
+from worker.notify import check_notify
 from worker.requests import new_generation
 from worker.runtime import Runtime
 
@@ -44,7 +45,10 @@ def run(rt: Runtime, message_id: str, args: Sequence[Any], kwargs: Mapping[str, 
     try:
         _check_options(args, options)
         new = new_generation(
-            request, generation_id=generation_id, **{**options, "deadline": _deadline(options)}
+            request,
+            generation_id=generation_id,
+            private_webhooks=rt.settings.allow_private_webhooks,
+            **{**options, "deadline": _deadline(options)},
         )
         with rt.engine.begin() as conn:
             accepted = intake.accept(conn, new)
@@ -56,12 +60,12 @@ def run(rt: Runtime, message_id: str, args: Sequence[Any], kwargs: Mapping[str, 
                 accepted.id,
             )
     except InvalidRequest as error:
-        _refuse(rt, generation_id, request, "INVALID_REQUEST", str(error))
+        _refuse(rt, generation_id, request, options, "INVALID_REQUEST", str(error))
     except IdempotencyConflict as error:
-        _refuse(rt, generation_id, request, "IDEMPOTENCY_CONFLICT", str(error))
+        _refuse(rt, generation_id, request, options, "IDEMPOTENCY_CONFLICT", str(error))
     except BudgetExceeded as error:
         tenant = error.room.budget.tenant
-        _refuse(rt, generation_id, request, "BUDGET_EXCEEDED", str(error), tenant=tenant)
+        _refuse(rt, generation_id, request, options, "BUDGET_EXCEEDED", str(error), tenant=tenant)
     reached("accept.after_commit")
 
 
@@ -87,6 +91,7 @@ def _refuse(
     rt: Runtime,
     generation_id: uuid.UUID,
     request: Mapping[str, Any],
+    options: Mapping[str, Any],
     code: str,
     message: str,
     *,
@@ -102,8 +107,17 @@ def _refuse(
                 storable.text(message) or "",
                 code=code,
                 tenant=tenant,
+                notify=_notify(rt, options),
             ),
         )
+
+
+def _notify(rt: Runtime, options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Whom to tell of the refusal, if that at least is in order."""
+    try:
+        return check_notify(options.get("notify"), private=rt.settings.allow_private_webhooks)
+    except InvalidRequest:
+        return None
 
 
 def _storable(request: Mapping[str, Any]) -> dict[str, Any]:

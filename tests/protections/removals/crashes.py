@@ -122,11 +122,23 @@ PROTECTIONS = (
         (
             Edit(
                 "worker/stages/accept.py",
-                "            request, generation_id=generation_id, **{",
-                "            request, **{",
+                "            generation_id=generation_id,\n            private",
+                "            private",
             ),
         ),
         (f"{DEATH}[accept.after_commit]",),
+    ),
+    Protection(
+        "crash-notice-is-reclaimed-by-its-lease",
+        "a notice whose worker died is delivered by another when its lease ends",
+        (
+            Edit(
+                "models/notices/delivery.py",
+                "due_at = now() + make_interval(secs => :seconds)\n    FROM picked",
+                "due_at = now() + make_interval(days => 10)\n    FROM picked",
+            ),
+        ),
+        (f"{DEATH}[deliver.before_send]", f"{DEATH}[deliver.after_send]"),
     ),
     Protection(
         "stopped-worker-checks",

@@ -1,0 +1,193 @@
+"""Deliver: send a notice to its producer, keep what became of it, and go on with the next.
+
+A delivery may be repeated (a worker that dies after sending sends again), never lost: the notice
+stays due until its receiver has taken it. It knows Celery as `send_task`.
+"""
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from datetime import UTC
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import Connection
+
+from api_client import redact
+from models.notices import Target, delivery
+from models.notices.delivery import FORGIVEN, LEFT_ALONE, Claim, Outgoing
+from models.schedule import backoff
+from worker.crash_points import reached
+from worker.runtime import Runtime
+from worker.settings import Settings
+from worker.side_work import SideClaim, SideWork
+from worker.webhooks import Answer, Refused, Sender, Taken
+
+log = logging.getLogger(__name__)
+
+SendTask = Callable[[str, str, str, Mapping[str, Any]], None]
+"""Publish a task: name, queue, task id, keyword arguments. Raises what the broker raises."""
+
+LONGEST_TRY = 10.0
+"""Seconds that a receiver has for its answer; less where a lease is short."""
+LONGEST_PAUSE = 4 * 3_600.0
+"""Seconds, at most, between two tries of a notice. So three days hold about thirty."""
+LONGEST_RETRY_AFTER = 3_600.0
+"""Seconds that a receiver may ask to be left alone."""
+UNSIGNED = 60.0
+"""Seconds until it is looked again whether there is a secret to sign with."""
+IN_A_ROW = 5.0
+"""Seconds for which one message goes on with the next notice of its receiver."""
+
+
+def run(rt: Runtime, claim: SideClaim, send_task: SendTask | None = None) -> None:
+    """Deliver a claimed notice; then, while its receiver takes them, those that wait for it."""
+    until = time.monotonic() + IN_A_ROW
+    held: Claim | None = Claim(uuid.UUID(claim.id), claim.lease)
+    while held is not None:
+        with rt.engine.begin() as conn:
+            notice = delivery.load(conn, held)
+            if notice is not None and notice.target is Target.WEBHOOK and not _secrets(rt):
+                delivery.put_off(conn, held, UNSIGNED, "SEEDANCE_WEBHOOK_SECRETS is not set")
+                notice = None
+        if notice is None:
+            return
+        reached("deliver.before_send")
+        answer = _send(rt, notice, send_task)
+        reached("deliver.after_send")
+        with rt.engine.begin() as conn:
+            _record(conn, rt.settings, notice, answer)
+            held = None
+            if isinstance(answer, Taken) and time.monotonic() < until:
+                held = delivery.claim_next(conn, notice.receiver, rt.settings.lease)
+
+
+def payload(notice: Outgoing) -> dict[str, Any]:
+    """What a receiver gets. It never has a signed address: notices end up in logs."""
+    data = notice.data
+    cost = data["credit_cost"]
+    message = data["error_message"]
+    return {
+        "type": notice.type,
+        "timestamp": notice.created_at.astimezone(UTC).isoformat().replace("+00:00", "Z"),
+        "data": {
+            "id": str(notice.generation_id),
+            "sequence": notice.sequence,
+            "status": data["status"],
+            "tenant": notice.tenant,
+            "idempotency_key": notice.idempotency_key,
+            "metadata": notice.metadata,
+            "credit_cost": None if cost is None else f"{Decimal(str(cost)).normalize():f}",
+            "error_code": data["error_code"],
+            "error_message": None if message is None else redact(message),
+            "has_video": data["has_video"],
+        },
+    }
+
+
+def _secrets(rt: Runtime) -> list[str]:
+    return rt.settings.webhook_secrets.get_secret_value().split()
+
+
+def _send(rt: Runtime, notice: Outgoing, send_task: SendTask | None) -> Answer:
+    if notice.target is Target.WEBHOOK:
+        sender = Sender(
+            _secrets(rt),
+            private=rt.settings.allow_private_webhooks,
+            # Connecting and the exchange both end well within the lease.
+            connect_timeout=min(LONGEST_TRY / 2, rt.settings.lease / 4),
+            total_timeout=min(LONGEST_TRY, rt.settings.lease / 2),
+        )
+        return sender.send(notice.notify["webhook"], str(notice.id), payload(notice))
+    if send_task is None:
+        return Refused("this process sends no Celery tasks", alive=True)
+    try:
+        send_task(
+            notice.notify["task"],
+            notice.notify["queue"],
+            str(notice.id),
+            {"notice": payload(notice)},
+        )
+    except Exception as error:  # noqa: BLE001  (brokers raise what they like; it is tried again)
+        return Refused(f"the broker did not take it: {type(error).__name__}", alive=False)
+    return Taken()
+
+
+def _record(conn: Connection, settings: Settings, notice: Outgoing, answer: Answer) -> None:
+    match answer:
+        case Taken():
+            delivery.delivered(conn, notice)
+        case Refused(why=why, for_good=True):
+            delivery.alive(conn, notice)
+            _set_aside(conn, notice, why)
+        case Refused() as refused:
+            _again(conn, settings, notice, refused)
+
+
+def _again(conn: Connection, settings: Settings, notice: Outgoing, refused: Refused) -> None:
+    asked = min(refused.retry_after or 0.0, LONGEST_RETRY_AFTER)
+    if refused.alive:
+        delivery.alive(conn, notice)
+    else:
+        _leave_alone(conn, settings, notice, refused.why, asked)
+    left = settings.notice_patience - notice.age
+    if left <= 0:
+        _set_aside(conn, notice, refused.why)
+        return
+    pause = backoff(notice.tries, base=settings.notice_retry, cap=LONGEST_PAUSE)
+    # The last try comes when its time is up.
+    seconds = min(max(pause, asked), left)
+    if delivery.failed(conn, notice, seconds=seconds, why=refused.why):
+        level = logging.INFO if notice.tries else logging.WARNING
+        log.log(
+            level,
+            "notice %s of generation %s was not taken by %s, again in %.0f s: %s",
+            notice.id,
+            notice.generation_id,
+            notice.receiver,
+            seconds,
+            refused.why,
+        )
+
+
+def _leave_alone(
+    conn: Connection, settings: Settings, notice: Outgoing, why: str, asked: float
+) -> None:
+    """One failure may be of the moment; after some in a row all that is for it waits."""
+    failures = notice.receiver_failures + 1
+    pause = 0.0
+    if failures >= FORGIVEN:
+        pause = backoff(failures - FORGIVEN, base=settings.notice_retry, cap=LEFT_ALONE)
+    delivery.leave_alone(conn, notice.receiver, max(pause, asked), why)
+    if notice.receiver_failing > settings.notice_patience:
+        buried = delivery.bury(conn, notice.receiver, settings.notice_patience, why)
+        if buried:
+            log.error("%d notices to %s are dead: %s", buried, notice.receiver, why)
+
+
+def _set_aside(conn: Connection, notice: Outgoing, why: str) -> None:
+    if delivery.dead(conn, notice, why):
+        log.error(
+            "notice %s of generation %s to %s is dead: %s (seedance notices resend)",
+            notice.id,
+            notice.generation_id,
+            notice.receiver,
+            why,
+        )
+
+
+def _claim(conn: Connection, limit: int, lease_seconds: float) -> list[SideClaim]:
+    claims = delivery.claim_due(conn, limit, lease_seconds)
+    return [SideClaim(str(claim.id), claim.lease) for claim in claims]
+
+
+def _put_off(conn: Connection, claim: SideClaim, seconds: float) -> None:
+    delivery.put_off(conn, Claim(uuid.UUID(claim.id), claim.lease), seconds)
+
+
+def _wanted(_: Settings) -> bool:
+    return True  # whoever enqueues decides
+
+
+KIND = SideWork("seedance.deliver", _wanted, _claim, _put_off, run)
