@@ -51,7 +51,7 @@ format: setup ## let ruff tidy
 
 lock: ## renew the lock files from pyproject.toml (needs uv)
 	uv pip compile -q pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' -o requirements/dev.txt
-	uv pip compile -q pyproject.toml --extra s3 --extra monitoring --extra simulator --extra gateway --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' -c requirements/dev.txt -o requirements/prod.txt
+	uv pip compile -q pyproject.toml --extra s3 --extra monitoring --extra simulator --extra gateway --extra sentry --extra otel --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' -c requirements/dev.txt -o requirements/prod.txt
 	echo hatchling | uv pip compile -q - --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' -c requirements/dev.txt -o requirements/build.txt
 
 clean: ## remove .venv and caches (data of the embedded servers stays)
