@@ -14,6 +14,7 @@ from typing import Any
 # backtrack, since prompts of any length pass through here.
 _WORD = re.compile(r"""[^\s"<>]+""")
 _QUERY = re.compile(r"[?#]")
+_TELLING = re.compile(r"[?#@]")
 
 
 def redact(text: str) -> str:
@@ -21,6 +22,8 @@ def redact(text: str) -> str:
 
     The path-and-query form in which HTTP libraries print addresses (`/p?token=x`) counts as well.
     """
+    if _TELLING.search(text) is None:
+        return text
     return _WORD.sub(_cut, text)
 
 

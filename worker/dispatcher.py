@@ -243,14 +243,15 @@ class Dispatcher:
             if claim.tries < self._rt.settings.max_tries:
                 good.append(claim)
                 continue
+            of = {"generation": str(claim.id), "stage": str(claim.stage)}
             with self._rt.engine.begin() as conn:
                 if claim.stage in (Stage.UPLOAD, Stage.SUBMIT):
                     transitions.poison(conn, claim.id, claim.lease)
-                    log.error("generation %s failed: workers died of it", claim.id)
+                    log.error("generation %s failed: workers died of it", claim.id, extra=of)
                     continue
                 why = f"begun {claim.tries} times without coming back: workers die of it"
                 if transitions.need_attention(conn, claim.id, why):
-                    log.error("generation %s needs attention: %s", claim.id, why)
+                    log.error("generation %s needs attention: %s", claim.id, why, extra=of)
                 # Still tried, more and more seldom: should this one die too, so be it.
                 schedule.release(conn, [claim], seconds=self._seldom(claim))
             good.append(claim)

@@ -7,11 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from api_client import redact
 from worker.checkup.finding import Check, Findings, Level, ok, warn, wrong
 from worker.checkup.postgres import database
 from worker.checkup.provider import provider
 from worker.checkup.valkey import broker
+from worker.redaction import redact
 from worker.settings import SettingsError, load_settings, unknown_variables
 
 _BOUND = 15.0

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -186,6 +186,14 @@ class Settings(BaseSettings):
         30 * 86_400.0,
         description="How long notices are kept once they are delivered or dead; at most as long"
         " as their generations.",
+    )
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto",
+        description="How services log: `json`, `console` (readable), or `auto`: readable on a"
+        " terminal, else JSON.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The least level that services log; `--log-level` goes first."
     )
     retain_generations: float = Field(
         180 * 86_400.0,

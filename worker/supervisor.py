@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Self, TextIO, cast
 
+from worker import logs
 from worker.child_process import end_group, has_ended, meaning, spawn_tied
 from worker.prefixed_output import PrefixedOutput
 
@@ -85,7 +86,9 @@ class Supervisor:
         if len(self._children) != len(specs):
             raise ValueError("the names of the processes must differ")
         self._output = PrefixedOutput(
-            output if output is not None else sys.stdout, [*self._children, _OWN_NAME]
+            output if output is not None else sys.stdout,
+            [*self._children, _OWN_NAME],
+            as_json=logs.given_format() == "json",
         )
         self._backoff = (backoff, backoff_max, stable_after)
         self._stopping = threading.Event()

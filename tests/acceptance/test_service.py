@@ -33,6 +33,30 @@ def test_a_bare_celery_client_gets_its_generation_by_the_task_id(
     assert [task["task_id"] for task in sim.tasks()] == [view.remote_task_id]
 
 
+def test_each_line_of_a_worker_says_which_generation_it_is_of(
+    service: Service, sim: simulator.Simulator
+):
+    worker = service.ready(service.worker())
+    sim.fault("get", "not_found", times=1)
+    generation_id = str(service.enqueue("a cat that nobody may see"))
+    view = service.ended(generation_id)
+    wait_for(lambda: "is completed" in worker.text(), "the end is told")
+
+    lines = [json.loads(line) for line in worker.text().splitlines()]
+    assert all(
+        {"timestamp", "level", "event", "logger", "process"} <= line.keys() for line in lines
+    )
+    [late] = [line for line in lines if "can't be seen" in line["event"]]
+    [ended] = [line for line in lines if "is completed" in line["event"]]
+    assert (late["level"], ended["level"]) == ("warning", "info")
+    for line in (late, ended):
+        assert line["generation"] == generation_id
+        assert line["task"].startswith(f"{generation_id}.poll.")
+        assert (line["stage"], line["attempt"]) == ("poll", 1)
+        assert line["remote_task"] == view.remote_task_id
+    assert "nobody may see" not in worker.text()
+
+
 def test_bad_input_ends_as_a_failed_generation_and_garbage_is_set_aside(service: Service):
     worker = service.ready(service.worker())
     with service.bare_celery() as app:

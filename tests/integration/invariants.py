@@ -25,7 +25,7 @@ from models.lifecycle import RESERVED, TERMINAL, TRANSITIONS, Event, Note, Statu
 from models.reads import AttemptView, GenerationView, StrayView
 from models.schedule import Claim
 from tests.integration.conftest import Steps, text_request
-from worker.logs import RedactingFormatter
+from worker import logs
 from worker.runtime import Runtime
 from worker.stages import resolve, submit
 from worker.stages.resolve import Outcome
@@ -265,7 +265,7 @@ def check_logs(caplog: pytest.LogCaptureFixture, api_key: str) -> None:
 
     Ours don't by themselves; those of urllib3 go through the formatter that every process has.
     """
-    plain, redacting = logging.Formatter(), RedactingFormatter()
+    plain, redacting = logging.Formatter(), logs.formatter()
     for record in caplog.get_records("call"):
         if record.name.startswith(_OTHERS):
             continue

@@ -77,7 +77,7 @@ def test_any_other_path_is_nobodys(path):
 def test_no_log_shows_a_secret():
     out = io.StringIO()
     handler = logging.StreamHandler(out)
-    handler.setFormatter(logs.RedactingFormatter())
+    handler.setFormatter(logs.formatter())
     url = callback_address.url(ON, Address(ID, 1, SECRET))
     record = logging.LogRecord("x", logging.INFO, "", 0, "POST %s, '%s'", (url, url), None)
     handler.emit(record)

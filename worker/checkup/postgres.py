@@ -5,7 +5,6 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import Connection, func, select, text
 from sqlalchemy.exc import DBAPIError
 
-from api_client import redact
 from models import credit, gates, reads
 from models.database import make_engine
 from models.ledger.drift import drift
@@ -13,6 +12,7 @@ from models.lifecycle import Status
 from models.tables import BalanceSnapshot, Generation, RejectedMessage, StrayTask
 from worker import migrate
 from worker.checkup.finding import Check, Findings, ok, warn, wrong
+from worker.redaction import redact
 from worker.settings import Settings
 
 _OLDEST_POSTGRES = 140_000

@@ -7,8 +7,8 @@ import redis
 from celery import Celery
 from kombu.exceptions import OperationalError as BrokerError
 
-from api_client import redact
 from worker.checkup.finding import Check, Findings, ok, warn, wrong
+from worker.redaction import redact
 
 _PING = 2.0
 

@@ -74,7 +74,7 @@ def cli() -> None:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; what can go wrong is told in a line."""
-    logs.configure("WARNING")
+    logs.configure("WARNING", service=False)
     try:
         code = cli.main(args=argv, prog_name="seedance", standalone_mode=False)
     except click.UsageError as error:

@@ -3,8 +3,9 @@
 import click
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 
-from api_client import ApiError, InvalidApiKey, redact
+from api_client import ApiError, InvalidApiKey
 from worker.embedded_errors import EmbeddedError
+from worker.redaction import redact
 
 
 class Failed(click.ClickException):

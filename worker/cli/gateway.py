@@ -1,13 +1,13 @@
 """`seedance gateway`: takes in the provider's callbacks."""
 
 import logging
+import os
 
 import click
 
-from worker import logs
 from worker.cli.context import environment
 from worker.cli.errors import BadInput, Failed
-from worker.cli.processes import LEVELS
+from worker.cli.processes import LOG_LEVEL, begin_logging
 from worker.settings import load_settings, unknown_variables
 
 log = logging.getLogger("seedance")
@@ -18,8 +18,8 @@ _NO_KEY = "none"
 @click.command()
 @click.option("--host", help="Address to listen on. (SEEDANCE_GATEWAY_HOST, 127.0.0.1)")
 @click.option("--port", type=click.IntRange(0, 65_535), help="(SEEDANCE_GATEWAY_PORT, 8080)")
-@click.option("-l", "--log-level", type=LEVELS, default="info", show_default=True)
-def gateway(host: str | None, port: int | None, log_level: str) -> None:
+@LOG_LEVEL
+def gateway(host: str | None, port: int | None, log_level: str | None) -> None:
     """Take in the provider's callbacks, until SIGTERM or Ctrl-C.
 
     A callback makes its generation looked at once. Set SEEDANCE_PUBLIC_URL, for the workers, to
@@ -37,9 +37,10 @@ def gateway(host: str | None, port: int | None, log_level: str) -> None:
         raise BadInput(
             f"the gateway needs {error.name}: pip install 'seedance-worker[gateway]'"
         ) from None
-    logs.configure(log_level.upper())
     # It asks the provider nothing, so it holds no key; and it waits for nothing: /readyz tells.
     environ = {**environment(), "SEEDANCE_API_KEY": _NO_KEY}
+    os.environ.update(environ)
+    begin_logging("gateway", log_level)
     given = {"gateway_host": host, "gateway_port": port}
     settings = load_settings(environ, **{k: v for k, v in given.items() if v is not None})
     for name in unknown_variables():

@@ -20,7 +20,12 @@ from worker.settings import load_settings, unknown_variables
 
 log = logging.getLogger("seedance")
 
-LEVELS = click.Choice(["debug", "info", "warning", "error"], case_sensitive=False)
+LOG_LEVEL = click.option(
+    "-l",
+    "--log-level",
+    type=click.Choice(logs.LEVELS, case_sensitive=False),
+    help="(SEEDANCE_LOG_LEVEL, info)",
+)
 _SAY_AGAIN = 15.0
 
 
@@ -56,10 +61,12 @@ def migrate(ctx: click.Context, *, check: bool, as_json: bool) -> None:
 
 @click.command()
 @click.option("-c", "--concurrency", type=click.IntRange(1, 1000), help="Threads (16).")
-@click.option("-l", "--log-level", type=LEVELS, default="info", show_default=True)
+@LOG_LEVEL
 @click.option("-n", "--name", help="Name in Flower and `celery inspect` (seedance-PID@HOST).")
 @click.option("-Q", "--queues", help="Take only these queues, as in `celery worker -Q`.")
-def worker(concurrency: int | None, log_level: str, name: str | None, queues: str | None) -> None:
+def worker(
+    concurrency: int | None, log_level: str | None, name: str | None, queues: str | None
+) -> None:
     """Run a worker until SIGTERM or Ctrl-C: it dispatches, uploads, submits and follows.
 
     Start as many as you like, on as many machines. A stopped worker finishes what it has at
@@ -69,7 +76,7 @@ def worker(concurrency: int | None, log_level: str, name: str | None, queues: st
     Example:
       seedance worker --concurrency 32 --name video-1@%h
     """
-    _prepare(log_level)
+    prepare("worker", log_level)
     if concurrency is not None:
         # By the environment, since connections are counted by it as well.
         os.environ["SEEDANCE_CONCURRENCY"] = str(concurrency)
@@ -87,7 +94,7 @@ def worker(concurrency: int | None, log_level: str, name: str | None, queues: st
     warnings.filterwarnings("ignore", category=SecurityWarning)
     running: Any = app.Worker(
         hostname=node,
-        loglevel=log_level.upper(),
+        loglevel=logs.given_level(),
         quiet=True,
         # Workers need to know nothing of each other: what they share is in the database.
         without_gossip=True,
@@ -100,8 +107,8 @@ def worker(concurrency: int | None, log_level: str, name: str | None, queues: st
 
 
 @click.command()
-@click.option("-l", "--log-level", type=LEVELS, default="info", show_default=True)
-def beat(log_level: str) -> None:
+@LOG_LEVEL
+def beat(log_level: str | None) -> None:
     """Run the clock of upkeep: reconcile, balance, pruning.
 
     One is enough, several do no harm, and without any nothing but upkeep stops. It keeps no
@@ -111,11 +118,12 @@ def beat(log_level: str) -> None:
     Example:
       SEEDANCE_RECONCILE_EVERY=600 seedance beat
     """
-    _prepare(log_level)
+    prepare("beat", log_level)
     from worker.app import app
 
     log.info("beat starts")
-    app.Beat(scheduler="celery.beat:Scheduler", loglevel=log_level.upper(), quiet=True).run()
+    level = logs.given_level()
+    app.Beat(scheduler="celery.beat:Scheduler", loglevel=level, quiet=True).run()
 
 
 @click.command(
@@ -144,10 +152,18 @@ def simulator(ctx: click.Context, options: tuple[str, ...]) -> None:
         ctx.exit(ended.code if isinstance(ended.code, int) else 2)
 
 
-def _prepare(log_level: str) -> None:
+def begin_logging(process: str, log_level: str | None) -> None:
+    """A service's lines, under its name; by the environment, which knows the secrets to be cut."""
+    if log_level is not None:
+        os.environ[logs.LEVEL] = log_level.lower()
+    logs.name_process(process)
+    logs.configure()
+
+
+def prepare(process: str, log_level: str | None) -> None:
     """Complete the environment, refuse wrong settings, wait for the tables."""
-    logs.configure(log_level.upper())
     os.environ.update(environment())
+    begin_logging(process, log_level)
     load_settings()
     for name in unknown_variables():
         log.warning("%s is no setting of this version: a slip in the name?", name)

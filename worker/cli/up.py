@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import logging
 import os
 import secrets
 import sys
@@ -14,11 +15,13 @@ import click
 from celery import Celery
 
 from models.database import make_engine
-from worker import embedded, migrate, stack, stack_file
+from worker import embedded, logs, migrate, stack, stack_file
 from worker.cli.context import DATABASE, data_dir
 from worker.cli.errors import BadInput, Failed
 from worker.settings import load_settings
 from worker.supervisor import ProcessSpec, Supervisor
+
+log = logging.getLogger("seedance")
 
 _BROKER = "SEEDANCE_BROKER_URL"
 _KEY = "SEEDANCE_API_KEY"
@@ -126,6 +129,7 @@ def up(
 
 
 def _run(plan: _Plan) -> int:
+    _choose_logs()
     made = _settings_of(plan)
     # Wrong settings are told before anything is started.
     load_settings({DATABASE: "postgresql://-/-", **os.environ, **made})
@@ -263,7 +267,19 @@ def _tell_when_ready(
     _say("\n".join(lines))
 
 
+def _choose_logs() -> None:
+    """People look at this: readable lines, of all its processes, unless JSON is asked for."""
+    if logs.given_format() == "json":
+        logs.name_process("up")
+        logs.configure(stream=sys.stdout)
+    else:
+        os.environ[logs.FORMAT] = "console"
+
+
 def _say(text: str) -> None:
+    if logs.given_format() == "json":
+        log.info(text)
+        return
     for line in text.splitlines():
         click.echo(f"seedance up: {line}")
     sys.stdout.flush()

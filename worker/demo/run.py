@@ -50,6 +50,7 @@ _SETTINGS = {
     "SEEDANCE_TICK": "0.5",
     "SEEDANCE_RATE_LIMIT": "100/second",
     "SEEDANCE_BALANCE_EVERY": "5",
+    "SEEDANCE_LOG_FORMAT": "console",
 }
 
 

@@ -72,6 +72,7 @@ class _Callbacks:
             to.generation_id,
             to.attempt,
             "" if taken else " (nothing to do)",
+            extra={"generation": str(to.generation_id), "attempt": to.attempt},
         )
         return PlainTextResponse("ok")
 

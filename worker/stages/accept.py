@@ -97,7 +97,8 @@ def _refuse(
     *,
     tenant: str = DEFAULT_TENANT,
 ) -> None:
-    log.info("generation %s is refused at the door: %s", generation_id, message)
+    # Not the message, which quotes what was asked for.
+    log.info("generation %s is refused at the door: %s", generation_id, code)
     with rt.engine.begin() as conn:
         intake.record_refused(
             conn,

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, false, func, select, update
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from structlog.contextvars import bind_contextvars
 
 from api_client import ApiError, InsufficientCredit, InvalidApiKey, Task
 from models import gates
@@ -92,11 +93,13 @@ def load(conn: Connection, generation_id: uuid.UUID, lease: int) -> Row | None:
             g.polls,
             g.failures,
             g.attention,
+            g.attempt,
         ).where(g.id == generation_id, g.lease == lease, g.finished_at.is_(None))
     ).one_or_none()
     if r is None:
         log.debug("generation %s: the message with lease %s is stale", generation_id, lease)
         return None
+    bind_contextvars(attempt=r.attempt, remote_task=r.remote_task_id)
     return Row(
         r.id,
         r.lease,

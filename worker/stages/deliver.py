@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import Connection
+from structlog.contextvars import bind_contextvars
 
 from api_client import redact
 from models.notices import Target, delivery
@@ -53,6 +54,7 @@ def run(rt: Runtime, claim: SideClaim, send_task: SendTask | None = None) -> Non
                 notice = None
         if notice is None:
             return
+        bind_contextvars(generation=str(notice.generation_id), notice=str(notice.id))
         reached("deliver.before_send")
         answer = _send(rt, notice, send_task)
         reached("deliver.after_send")

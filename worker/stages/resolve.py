@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
+from structlog.contextvars import bound_contextvars
 
 from api_client import ApiError, Disposition
 from models import callbacks, resolution, schedule, transitions, watch
@@ -60,8 +61,10 @@ def run(rt: Runtime, claims: Sequence[tuple[uuid.UUID, int]]) -> dict[uuid.UUID,
     early = [one for one in found if not one.settled]
     outcomes = {one.case.generation_id: Outcome.EARLY for one in early}
     for one in early:
-        if called_back.adopted(rt, one.case.generation_id):
-            outcomes[one.case.generation_id] = Outcome.ADOPTED
+        generation_id = one.case.generation_id
+        with bound_contextvars(generation=str(generation_id), attempt=one.latest):
+            if called_back.adopted(rt, generation_id):
+                outcomes[generation_id] = Outcome.ADOPTED
     cases = [one for one in found if one.settled]
     if not cases:
         return outcomes
@@ -82,7 +85,8 @@ def run(rt: Runtime, claims: Sequence[tuple[uuid.UUID, int]]) -> dict[uuid.UUID,
     for one in cases:
         generation_id = one.case.generation_id
         try:
-            outcomes[generation_id] = _decide(rt, one, verdicts[generation_id])
+            with bound_contextvars(generation=str(generation_id), attempt=one.latest):
+                outcomes[generation_id] = _decide(rt, one, verdicts[generation_id])
         except SQLAlchemyError:
             # The others of the batch are not to wait for this one.
             log.exception("generation %s: its decision could not be written", generation_id)

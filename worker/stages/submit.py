@@ -5,6 +5,7 @@ import uuid
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from structlog.contextvars import bind_contextvars
 
 from api_client import ApiError, Disposition, GenerationRequest, NotSent, Submitted
 from models import callbacks, decisions, gates, schedule, submission, transitions, watch
@@ -55,6 +56,7 @@ def submit(rt: Runtime, row: common.Row) -> None:
     intent = _intend(rt, generation_id, lease, secret)
     if intent is None:
         return
+    bind_contextvars(attempt=intent.attempt)
     reached("submit.after_intent")
     content = row.content if row.content is not None else row.request["content"]
     body = {**row.request, "content": content, "seed": intent.seed}
@@ -141,6 +143,7 @@ def _not_sent(rt: Runtime, intent: Intent, why: str, *, seconds: float) -> None:
 
 def record_answer(rt: Runtime, intent: Intent, answer: Submitted) -> None:
     """The answer named the task: follow it, or flag it where another is followed already."""
+    bind_contextvars(remote_task=answer.task_id)
 
     def write(conn: Connection) -> None:
         moved = transitions.submitted(

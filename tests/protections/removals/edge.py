@@ -3,7 +3,8 @@
 from tests.protections.protection import Edit, Protection
 
 WIRE = "tests/integration/test_api_client_wire.py"
-OUTPUT = "tests/unit/test_cli_output.py"
+LOGS = "tests/unit/test_logs.py"
+REDACTION = "tests/unit/test_redaction.py"
 DATABASE = "tests/integration/test_database.py"
 
 PROTECTIONS = (
@@ -39,24 +40,48 @@ PROTECTIONS = (
         "no log line shows the query of a signed address",
         (
             Edit(
-                "worker/logs.py",
-                "        return hidden(redact(text))\n",
-                "        return hidden(text)\n",
+                "worker/redaction.py",
+                "        text = urls.redact(text)\n",
+                "        text = str(text)\n",
             ),
         ),
-        (f"{OUTPUT}::test_logs_hold_no_secrets",),
+        (f"{LOGS}::test_no_line_shows_a_secret", f"{REDACTION}::test_a_text_is_cut"),
     ),
     Protection(
         "logs-show-no-key",
         "no log line shows the key",
         (
             Edit(
-                "worker/logs.py",
-                '            text = text.replace(secret, "…")\n',
-                "            text = text.replace(secret, secret)\n",
+                "worker/redaction.py",
+                "            text = self._secrets.sub(CUT, text)\n",
+                "            text = str(text)\n",
             ),
         ),
-        (f"{OUTPUT}::test_logs_hold_no_secrets",),
+        (f"{LOGS}::test_no_line_shows_a_secret",),
+    ),
+    Protection(
+        "logs-show-no-prompt",
+        "no log line shows a prompt that stands in it as data",
+        (
+            Edit(
+                "worker/redaction.py",
+                "        text = _PROMPT.sub(rf\"\\1'{CUT}'\", text)\n",
+                "        text = str(text)\n",
+            ),
+        ),
+        (f"{LOGS}::test_no_line_shows_a_secret", f"{REDACTION}::test_a_text_is_cut"),
+    ),
+    Protection(
+        "every-field-of-a-line-is-cut",
+        "what is bound to a line is cut as well as what it says",
+        (
+            Edit(
+                "worker/logs.py",
+                "        return {name: cut.value(value) for name, value in event.items()}\n",
+                '        return {**event, "event": cut.value(event["event"])}\n',
+            ),
+        ),
+        (f"{LOGS}::test_no_line_shows_a_secret",),
     ),
     Protection(
         "quoted-key-is-cut",
