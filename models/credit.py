@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, text
 
 from models import budgets
+from models.operating.pauses import paused_sql
 from models.tables import LIVE_SQL
 
 SHORT = "credits:"
@@ -139,7 +140,7 @@ _TELL = text(
     f"""
     WITH short AS (
         SELECT id, estimated_cost > :free AS is_short FROM generations
-        WHERE status = 'accepted' AND blocked_by IS NULL
+        WHERE status = 'accepted' AND blocked_by IS NULL AND NOT {paused_sql("generations.tenant")}
           AND CASE WHEN estimated_cost > :free
               THEN due_at <= now() AND (waits_for IS NULL OR waits_for LIKE '{SHORT}%'
                                         OR waits_for LIKE 'gate%')
@@ -164,6 +165,7 @@ _SENIOR = text(
     f"""
     SELECT id, estimated_cost FROM generations
     WHERE status = 'accepted' AND waits_for LIKE '{SHORT}%'
+      AND NOT {paused_sql("generations.tenant")}
       AND created_at <= now() - make_interval(secs => :after)
       AND estimated_cost <= :in_the_end
     ORDER BY priority DESC, created_at LIMIT 1

@@ -50,7 +50,7 @@ class IntentFacts:
     """Its deadline has passed."""
     cancel_wished: bool = False
     gate: str | None = None
-    """A closed gate that this generation does not pass, or too many that are at work."""
+    """A pause, a closed gate that it does not pass, or too many that are at work."""
     own_task: str | None = None
     """A remote task that nobody follows and that may be this generation's (`may_be_own`)."""
     called_back: bool = False
@@ -126,6 +126,8 @@ class SendFacts:
     """None: the row is gone."""
     attempt: int
     cancel_wished: bool = False
+    pause: str | None = None
+    """An operator's."""
     gate: str | None = None
     called_back: bool = False
     """An earlier attempt was: its remote task exists."""
@@ -142,6 +144,8 @@ def obstacle_to_sending(facts: SendFacts, *, intended: int) -> str | None:
         return "an earlier attempt was called back"
     if facts.late:
         return "deadline passed"
+    if facts.pause is not None:
+        return facts.pause
     return None if facts.gate is None else f"gate {facts.gate}"
 
 

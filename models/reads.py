@@ -7,11 +7,13 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, func, select
+from sqlalchemy import Connection, func, select
 
 from models import gates, schedule
 from models.base import table_of
 from models.lifecycle import LIVE, TERMINAL, Status
+from models.operating import pauses
+from models.operating.pauses import PauseView
 from models.tables import Gate, Generation, GenerationEvent, StrayTask, SubmitAttempt
 
 g = table_of(Generation).c
@@ -42,6 +44,8 @@ class GenerationView:
     cancel_requested_at: datetime | None
     waits_for: str | None
     blocked_by: uuid.UUID | None
+    retry_of: uuid.UUID | None
+    retried_as: uuid.UUID | None
     attention: str | None
     deadline_at: datetime | None
     due_at: datetime | None
@@ -56,55 +60,31 @@ class GenerationView:
         return self.status in TERMINAL
 
 
-_COLUMNS = [g[name] for name in GenerationView.__dataclass_fields__]
+COLUMNS = [g[name] for name in GenerationView.__dataclass_fields__]
 
 
-def _view(row: Row[Any]) -> GenerationView:
-    values = row._asdict()
+def view_of(row: Any) -> GenerationView:
+    """The generation in a row with (at least) `COLUMNS`."""
+    values = {name: getattr(row, name) for name in GenerationView.__dataclass_fields__}
     return GenerationView(**{**values, "status": Status(values["status"])})
 
 
 def get(conn: Connection, generation_id: uuid.UUID) -> GenerationView | None:
     """One generation, or None if there is none of this id."""
-    row = conn.execute(select(*_COLUMNS).where(g.id == generation_id)).one_or_none()
-    return None if row is None else _view(row)
+    row = conn.execute(select(*COLUMNS).where(g.id == generation_id)).one_or_none()
+    return None if row is None else view_of(row)
 
 
 def get_many(conn: Connection, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, GenerationView]:
     """Those of the ids that exist."""
-    rows = conn.execute(select(*_COLUMNS).where(g.id.in_(ids)))
-    return {row.id: _view(row) for row in rows}
+    rows = conn.execute(select(*COLUMNS).where(g.id.in_(ids)))
+    return {row.id: view_of(row) for row in rows}
 
 
 def by_remote_task(conn: Connection, task_id: str) -> GenerationView | None:
     """The generation that follows a remote task."""
-    row = conn.execute(select(*_COLUMNS).where(g.remote_task_id == task_id)).one_or_none()
-    return None if row is None else _view(row)
-
-
-def newest(
-    conn: Connection,
-    *,
-    statuses: Sequence[Status] = (),
-    tenant: str | None = None,
-    error_code: str | None = None,
-    attention: bool = False,
-    limit: int = 50,
-) -> list[GenerationView]:
-    """Generations, the newest first."""
-    wanted: list[ColumnElement[bool]] = []
-    if statuses:
-        wanted.append(g.status.in_([str(status) for status in statuses]))
-    if tenant is not None:
-        wanted.append(g.tenant == tenant)
-    if error_code is not None:
-        wanted.append(g.error_code == error_code)
-    if attention:
-        wanted.append(g.attention.is_not(None))
-    rows = conn.execute(
-        select(*_COLUMNS).where(*wanted).order_by(g.created_at.desc(), g.id).limit(limit)
-    )
-    return [_view(row) for row in rows]
+    row = conn.execute(select(*COLUMNS).where(g.remote_task_id == task_id)).one_or_none()
+    return None if row is None else view_of(row)
 
 
 @dataclass(frozen=True)
@@ -187,6 +167,8 @@ class Summary:
     """The closed gates, and why."""
     slowed: tuple[str, ...]
     """What else lets fewer in than usual."""
+    pauses: tuple[PauseView, ...] = ()
+    """What operators hold back."""
 
 
 def summary(conn: Connection) -> Summary:
@@ -217,6 +199,7 @@ def summary(conn: Connection) -> Summary:
         max(0.0, float(overdue or 0)),
         {name: reason or "" for name, reason in closed},
         slowed(conn),
+        pauses.known(conn),
     )
 
 

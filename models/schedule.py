@@ -19,6 +19,7 @@ from models import gates, transitions
 from models.base import table_of
 from models.credit import Purse
 from models.lifecycle import AWAITS_DECISION, IN_DOUBT, LIVE, Status
+from models.operating.pauses import paused_sql
 from models.tables import LIVE_SQL, Generation, LearnedLimit, SubmitAttempt
 from models.transitions import in_seconds
 
@@ -108,7 +109,7 @@ def release(conn: Connection, claims: Sequence[Claim], *, seconds: float) -> Non
 
 
 # A loose index scan finds the tenants, each then gives its first rows: the cost grows with
-# tenants and free slots, not with how much waits.
+# tenants and free slots, not with how much waits. Of a paused tenant nothing is read.
 _WAITING = text(
     f"""
     WITH RECURSIVE tenants AS (
@@ -137,20 +138,21 @@ _WAITING = text(
             LIMIT :free
         ) w
     ) c
-    WHERE t.tenant IS NOT NULL
+    WHERE t.tenant IS NOT NULL AND NOT {paused_sql("t.tenant")}
     ORDER BY c.priority DESC, coalesce(b.n, 0) + c.turn, c.created_at
     LIMIT :free
     """  # noqa: S608  (built from constants of this package)
 ).bindparams(bindparam("ceiling"), bindparam("free"))
 
 _AHEAD = text(
-    """
+    f"""
     SELECT o.id FROM generations o
     WHERE o.finished_at IS NULL AND o.fingerprint = :mark AND o.id <> :id
       AND (o.status IN ('uploading', 'submitting', 'uncertain')
-           OR (o.status = 'accepted' AND (o.created_at, o.id) < (:created_at, :id)))
+           OR (o.status = 'accepted' AND (o.created_at, o.id) < (:created_at, :id)
+               AND NOT {paused_sql("o.tenant")}))
     ORDER BY (o.status = 'accepted'), o.created_at LIMIT 1
-    """
+    """  # noqa: S608  (built from constants of this package)
 )
 
 

@@ -24,6 +24,7 @@ from models.decisions import (
 )
 from models.lifecycle import AWAITS_DECISION, IN_DOUBT, Note, Status
 from models.marks import draw_seed, fingerprint, producer_seed
+from models.operating import pauses
 from models.schedule import BLOCKED_RECHECK
 from models.tables import OPEN_ATTEMPT_SQL, Generation, StrayTask, SubmitAttempt
 
@@ -100,6 +101,8 @@ def begin(
             g.estimated_cost,
             g.attempt,
             g.cancel_requested_at,
+            g.tenant,
+            pauses.holds(g.tenant).label("paused"),
             (g.deadline_at <= func.now()).label("late"),
         )
         .where(g.id == generation_id, g.lease == lease, g.status == Status.UPLOADING)
@@ -111,7 +114,7 @@ def begin(
     facts = IntentFacts(
         late=bool(row.late),
         cancel_wished=row.cancel_requested_at is not None,
-        gate=_held_back(conn, row.estimated_cost),
+        gate=_paused(conn, row) or _held_back(conn, row.estimated_cost),
         own_task=_own_task(conn, generation_id),
         called_back=row.attempt > 0 and bool(callbacks.hints(conn, generation_id)),
         holder=None
@@ -183,6 +186,12 @@ def _hold(
             assert facts.holder is not None, "held by somebody"
             put_back_blocked(conn, generation_id, lease, facts.holder)
             return Held(f"blocked by {facts.holder}")
+
+
+def _paused(conn: Connection, row: Any) -> str | None:
+    """The pause that holds a row with `paused` and `tenant`; nearly always there is none."""
+    pause = pauses.of(conn, row.tenant) if row.paused else None
+    return None if pause is None else str(pause)
 
 
 def _held_back(conn: Connection, estimate: Decimal) -> str | None:
@@ -335,14 +344,16 @@ def _fresh_seed(conn: Connection) -> int:
 def may_still_send(conn: Connection, intent: Intent) -> str | None:
     """Asked again just before the POST: why it must not be sent, or None.
 
-    Reads only what can have changed since the intent: the wish to cancel, the deadline, the
-    gates, the row.
+    Reads only what can have changed since the intent: the wish to cancel, the deadline, pauses
+    and gates, the row.
     """
     row = conn.execute(
         select(
             g.status,
             g.attempt,
             g.cancel_requested_at,
+            g.tenant,
+            pauses.holds(g.tenant).label("paused"),
             (g.deadline_at <= func.now()).label("late"),
         ).where(g.id == intent.generation_id)
     ).one_or_none()
@@ -351,6 +362,7 @@ def may_still_send(conn: Connection, intent: Intent) -> str | None:
         status=None if row is None else Status(row.status),
         attempt=0 if row is None else row.attempt,
         cancel_wished=row is not None and row.cancel_requested_at is not None,
+        pause=None if row is None else _paused(conn, row),
         gate=None if gate is None else gate.name,
         called_back=intent.attempt > 1 and bool(callbacks.hints(conn, intent.generation_id)),
         late=row is not None and bool(row.late),

@@ -95,6 +95,9 @@ class Generation(Base):
     # (models.notices).
     notify: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     notified: Mapped[int] = mapped_column(Integer, server_default="0")
+    # By an operator: the generation that this one repeats, and the one that repeats this.
+    retry_of: Mapped[uuid.UUID | None] = mapped_column(Uuid)
+    retried_as: Mapped[uuid.UUID | None] = mapped_column(Uuid)
 
     created_at: Mapped[Instant] = mapped_column(server_default=func.now())
     submitted_at: Mapped[Instant | None]

@@ -1,37 +1,124 @@
-"""Why a generation waits, told from the state of this moment. Nothing here writes."""
+"""Why a generation waits, told from the state of this moment. Nothing here writes.
 
-from sqlalchemy import Connection, and_, func, or_, select
+The row keeps only what held it back itself. Of the many that wait behind a pause or a gate, or for
+a slot, nothing is written, so that it is told here.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    case,
+    false,
+    func,
+    literal,
+    or_,
+    select,
+    true,
+)
 
 from models import gates, reads, schedule
 from models.base import table_of
+from models.budgets import WAITS as BUDGET
 from models.credit import SHORT
+from models.gates import Sending
 from models.lifecycle import AWAITS_DECISION, Status
+from models.operating import pauses
+from models.operating.pauses import PauseView
 from models.reads import GenerationView
 from models.tables import Generation
 
 g = table_of(Generation).c
 
 
-def why(conn: Connection, view: GenerationView) -> str | None:
-    """What an accepted generation waits for; for any other what its row says, if anything.
+class Wait(StrEnum):
+    """The kinds of reasons, for filters and counts."""
 
-    The row keeps only what held it back itself. Of the many that wait behind a gate, or for a
-    slot, nothing is written, so that it is told here.
-    """
-    if view.status is not Status.ACCEPTED or view.waits_for == AWAITS_DECISION:
-        return view.waits_for
-    if view.blocked_by is not None:
-        return f"generation {view.blocked_by}: equal, with the same seed, and goes first"
-    gate = gates.sending(conn).obstacle(view.estimated_cost)
-    if gate is not None:
-        return f"gate {gate.name}, closed by {gate.reason}"
-    put_off = conn.execute(
-        select(g.due_at > func.now()).where(g.id == view.id)
-    ).scalar_one_or_none()
-    short = (view.waits_for or "").startswith(SHORT)
-    if view.waits_for is not None and (put_off or short):
-        return view.waits_for
-    return ", ".join((_turn(conn, view), *reads.slowed(conn)))
+    DECISION = "decision"
+    """An operator's."""
+    PAUSE = "pause"
+    EQUAL = "equal"
+    """An equal generation with the same seed goes first."""
+    GATE = "gate"
+    CREDITS = "credits"
+    BUDGET = "budget"
+    LATER = "later"
+    """It was put off for a moment: its reference, the request rate, a lost answer; the row says."""
+    SLOT = "slot"
+    """Nothing but its turn."""
+
+
+@dataclass(frozen=True)
+class Holds:
+    """What holds generations back at this moment, beside what their rows say."""
+
+    pauses: tuple[PauseView, ...]
+    sending: Sending
+
+    @staticmethod
+    def read(conn: Connection) -> "Holds":
+        """As it is now."""
+        return Holds(pauses.known(conn), gates.sending(conn))
+
+    def kind(self) -> ColumnElement[str | None]:
+        """Of a row: the first thing that it waits for; null where it waits for nothing."""
+        own = g.waits_for.is_not(None)
+        short, over = g.waits_for.startswith(SHORT), g.waits_for.startswith(BUDGET)
+        kinds: list[tuple[ColumnElement[bool], Wait]] = [
+            (g.waits_for == AWAITS_DECISION, Wait.DECISION),
+            (and_(g.status != Status.ACCEPTED, own), Wait.LATER),
+            (self._paused(), Wait.PAUSE),
+            (g.blocked_by.is_not(None), Wait.EQUAL),
+            (self._gated(), Wait.GATE),
+            (short, Wait.CREDITS),
+            (and_(over, g.due_at > func.now()), Wait.BUDGET),
+            (and_(own, g.due_at > func.now()), Wait.LATER),
+        ]
+        return case(
+            (and_(g.status != Status.ACCEPTED, ~own), None),
+            *((condition, literal(str(kind))) for condition, kind in kinds),
+            else_=literal(str(Wait.SLOT)),
+        )
+
+    def _paused(self) -> ColumnElement[bool]:
+        named = [pause.tenant for pause in self.pauses]
+        if not named:
+            return false()
+        return true() if None in named else g.tenant.in_(named)
+
+    def _gated(self) -> ColumnElement[bool]:
+        ceiling = self.sending.ceiling
+        return false() if ceiling is None else g.estimated_cost > ceiling
+
+    def reason(self, view: GenerationView, kind: Wait | None) -> str | None:
+        """In words, for a generation of which `kind` was read with these holds."""
+        match kind:
+            case None:
+                return None
+            case Wait.PAUSE:
+                mine = (p for p in self.pauses if p.tenant in (None, view.tenant))
+                return str(next(mine))
+            case Wait.EQUAL:
+                return f"generation {view.blocked_by}: equal, with the same seed, and goes first"
+            case Wait.GATE:
+                gate = self.sending.obstacle(view.estimated_cost)
+                return None if gate is None else f"gate {gate.name}, closed by {gate.reason}"
+            case Wait.SLOT:
+                return "a free slot"
+            case _:
+                return view.waits_for
+
+
+def why(conn: Connection, view: GenerationView) -> str | None:
+    """What a generation waits for, in words; for one that waits for its turn, what is before it."""
+    holds = Holds.read(conn)
+    kind = conn.execute(select(holds.kind()).where(g.id == view.id)).scalar_one_or_none()
+    if kind == Wait.SLOT:
+        return ", ".join((_turn(conn, view), *reads.slowed(conn)))
+    return holds.reason(view, None if kind is None else Wait(kind))
 
 
 def _turn(conn: Connection, view: GenerationView) -> str:

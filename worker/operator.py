@@ -1,10 +1,9 @@
 """An operator's decisions on generations that the service can't decide itself.
 
 protocol.md, "Operator": a decision names the attempt that it is about; one on an older attempt is
-refused, and so is sending again before the attempt has settled. Who decided is in the history.
+refused, and so is sending again before the attempt has settled. Who decided, and why, is kept.
 """
 
-import getpass
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +24,8 @@ from models.decisions import (
 )
 from models.lifecycle import Note, Status
 from models.marks import NOT_A_SEED
+from models.operating import actions
+from models.operating.actions import Action, By
 from models.reads import GenerationView
 from models.tables import OPEN_ATTEMPT_SQL, Generation, StrayTask, SubmitAttempt
 from worker.runtime import Runtime
@@ -58,14 +59,6 @@ class _Ground:
         return decisions.Ground(self.status, self.attempt, self.settled)
 
 
-def actor() -> str:
-    """Who decides: the user of the operating system."""
-    try:
-        return f"operator {getpass.getuser()}"
-    except (KeyError, OSError):
-        return "operator (unknown user)"
-
-
 def latest_attempt(engine: Engine, generation_id: uuid.UUID) -> int:
     """The attempt that a decision is about when none is named."""
     with engine.connect() as conn:
@@ -82,7 +75,7 @@ def latest_attempt(engine: Engine, generation_id: uuid.UUID) -> int:
 
 
 def adopt(
-    rt: Runtime, generation_id: uuid.UUID, task_id: str, *, attempt: int, by: str
+    rt: Runtime, generation_id: uuid.UUID, task_id: str, *, attempt: int, by: By
 ) -> GenerationView:
     """This remote task is the generation's: follow it.
 
@@ -96,15 +89,16 @@ def adopt(
         _check_free(conn, generation_id, task_id)
         of_attempt = _attempt_of(ground, task)
         adopted = watch.adopt_marked(
-            conn, generation_id, of_attempt, observation(task), by=by, into=OPERATOR_ADOPTING
+            conn, generation_id, of_attempt, observation(task), by=by.told, into=OPERATOR_ADOPTING
         )
         if not adopted:
             raise DecisionRefused(f"generation {generation_id} moved on meanwhile: look again")
+        _record(conn, generation_id, by, "adopt", attempt=attempt, remote_task_id=task_id)
         schedule.wake(conn)
         return _view(conn, generation_id)
 
 
-def resubmit(engine: Engine, generation_id: uuid.UUID, *, attempt: int, by: str) -> GenerationView:
+def resubmit(engine: Engine, generation_id: uuid.UUID, *, attempt: int, by: By) -> GenerationView:
     """No remote task of it exists: send it again (or end it, if its cancel was asked for).
 
     Remote tasks that look like its own are declared not to be, and so are callbacks of tasks that
@@ -116,7 +110,7 @@ def resubmit(engine: Engine, generation_id: uuid.UUID, *, attempt: int, by: str)
         disowned = _look_alikes(conn, generation_id, ground)
         uncalled = callbacks.disown(conn, generation_id)
         told: dict[str, Any] = {
-            "by": by,
+            "by": by.told,
             **({"not_ours": disowned} if disowned else {}),
             **({"callbacks_not_ours": uncalled} if uncalled else {}),
         }
@@ -140,11 +134,12 @@ def resubmit(engine: Engine, generation_id: uuid.UUID, *, attempt: int, by: str)
                 transitions.close_attempt(
                     conn, generation_id, number, outcome="refused", code=NOT_OURS
                 )
+        _record(conn, generation_id, by, "resubmit", attempt=attempt)
         schedule.wake(conn)
         return _view(conn, generation_id)
 
 
-def fail(engine: Engine, generation_id: uuid.UUID, *, attempt: int, by: str) -> GenerationView:
+def fail(engine: Engine, generation_id: uuid.UUID, *, attempt: int, by: By) -> GenerationView:
     """End it as failed. Should a remote task appear all the same, it is flagged. Raises
     DecisionRefused.
     """
@@ -152,8 +147,17 @@ def fail(engine: Engine, generation_id: uuid.UUID, *, attempt: int, by: str) -> 
         ground = _ground(conn, generation_id)
         _carry_on(generation_id, ground, refuse_ending(ground.facts, named=attempt), attempt)
         # The attempt stays open, so that a task that appears all the same is recognised.
-        transitions.give_up(conn, generation_id, attempt, actor=by)
+        transitions.give_up(conn, generation_id, attempt, actor=by.told)
+        _record(conn, generation_id, by, "fail", attempt=attempt)
         return _view(conn, generation_id)
+
+
+def _record(
+    conn: Connection, generation_id: uuid.UUID, by: By, decision: str, **detail: Any
+) -> None:
+    """Who decided what, and why, in the transaction of the decision."""
+    told = {"decision": decision, **detail}
+    actions.record_of(conn, Action.RESOLVE, by, [generation_id], detail=told)
 
 
 def _ground(conn: Connection, generation_id: uuid.UUID) -> _Ground:

@@ -123,11 +123,16 @@ def new_generation(
     )
 
 
+def check_tenant(tenant: str | None) -> str | None:
+    """A tenant's name, or None. Raises InvalidRequest."""
+    return _name("tenant", tenant)
+
+
 def new_budget(tenant: str, period: str, amount: str | Decimal, policy: str) -> BudgetView:
     """Check a budget. Raises InvalidRequest."""
     if policy not in list(Policy):
         raise InvalidRequest("policy", policy, " or ".join(Policy))
-    checked = _name("tenant", tenant)
+    checked = check_tenant(tenant)
     if checked is None:
         raise InvalidRequest("tenant", tenant, "the name of a tenant")
     return BudgetView(checked, check_period(period), _amount(amount), Policy(policy))

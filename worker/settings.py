@@ -22,6 +22,7 @@ OUTSIDE = frozenset(
     {
         "SEEDANCE_HEARTBEAT_FILE",
         "SEEDANCE_DATA_DIR",
+        "SEEDANCE_OPERATOR",
         "SEEDANCE_CRASH_AT",
         "SEEDANCE_CRASH_BY",
         "SEEDANCE_CRASH_ONCE",

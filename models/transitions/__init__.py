@@ -15,7 +15,7 @@ from models.transitions.answers import (
     submitted,
 )
 from models.transitions.before import admit, intend, lapse, poison, put_back, reject
-from models.transitions.cancelling import cancel, cancel_sent
+from models.transitions.cancelling import cancel, cancel_many, cancel_sent
 from models.transitions.core import Moved, in_seconds, move, note
 from models.transitions.following import (
     apply_observation,
@@ -36,6 +36,7 @@ __all__ = [
     "apply_observation",
     "calm",
     "cancel",
+    "cancel_many",
     "cancel_sent",
     "close_attempt",
     "decided",

@@ -1,11 +1,14 @@
-"""Asking for a generation to be cancelled, and telling that the provider was asked."""
+"""Asking for generations to be cancelled, and telling that the provider was asked."""
 
 import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import (
     Connection,
     case,
     func,
+    insert,
     select,
     update,
 )
@@ -18,6 +21,7 @@ from models.lifecycle import (
 )
 from models.transitions.core import (
     Moved,
+    events_table,
     g,
     generations,
     move,
@@ -31,21 +35,31 @@ def cancel(conn: Connection, generation_id: uuid.UUID) -> Moved | None:
     Returns the move if it ended here, None where the wish was stored (or nothing is left to
     cancel: see the row).
     """
-    # Locked first: a row that moves between the two ways would slip through both.
-    conn.execute(select(g.id).where(g.id == generation_id).with_for_update())
+    moved = cancel_many(conn, [generation_id])
+    return moved[0] if moved else None
+
+
+def cancel_many(
+    conn: Connection, ids: Sequence[uuid.UUID], *, detail: Mapping[str, Any] | None = None
+) -> list[Moved]:
+    """The same for many, in a few statements; returns the moves of those that ended here."""
+    # Locked first: a row that moves between the two ways would slip through both. In one order
+    # everywhere, so that two who cancel the same don't wait for each other.
+    conn.execute(select(g.id).where(g.id.in_(ids)).order_by(g.id).with_for_update())
     moved = move(
         conn,
         Event.CANCEL,
-        g.id == generation_id,
+        g.id.in_(ids),
         values={"lease": g.lease + 1, "cancel_requested_at": func.now()},
+        detail=detail,
         sources=frozenset({Status.ACCEPTED, Status.UPLOADING}),
     )
-    if moved:
-        return moved[0]
+    if len(moved) == len(ids):
+        return moved
     wished = conn.execute(
         update(generations)
         .where(
-            g.id == generation_id,
+            g.id.in_(ids),
             g.status.in_(sorted(LIVE)),
             g.cancel_requested_at.is_(None),
         )
@@ -54,10 +68,15 @@ def cancel(conn: Connection, generation_id: uuid.UUID) -> Moved | None:
             # In doubt, the row stays due when it can be settled; running, it is due now.
             due_at=case((g.status == Status.RUNNING, func.now()), else_=g.due_at),
         )
+        .returning(g.id)
     )
-    if wished.rowcount:
-        note(conn, generation_id, Note.CANCEL_ASKED)
-    return None
+    kept = dict(detail) if detail else None
+    told = [
+        {"generation_id": row.id, "event": str(Note.CANCEL_ASKED), "detail": kept} for row in wished
+    ]
+    if told:
+        conn.execute(insert(events_table), told)
+    return moved
 
 
 def cancel_sent(conn: Connection, generation_id: uuid.UUID, lease: int, *, answer: str) -> bool:

@@ -161,6 +161,49 @@ def test_budgets_and_a_dry_run_before_any_worker(cli: Cli, sim: Any) -> None:
     assert cli.json("cost", "--until", "2020-01-01") == []
 
 
+def test_a_pause_holds_in_a_running_worker_and_is_told_everywhere(
+    cli: Cli, service: Any, sim: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEEDANCE_OPERATOR", "ana")
+    service.ready(service.worker())
+    assert "0 wait" in cli("pause", "--tenant", "acme", "--reason", "runaway script")
+    held = cli("generate", "--text", "a cat", "--tenant", "acme").strip()
+    # Enqueued later, and done: whoever admits has passed over the other.
+    cli("generate", "--text", "a dog", "--wait", "--timeout", "50")
+    why = "a pause of tenant 'acme': runaway script (ana)"
+    assert cli.json("show", held)["waits_for"] == why
+    assert cli.json("list", "--tenant", "acme")[0]["waits_for"] == why
+    assert [pause["reason"] for pause in cli.json("watch")["pauses"]] == ["runaway script"]
+    assert why in cli("watch", "--for", "0")
+    [warned] = [check for check in cli.json("doctor") if check["name"] == "pauses"]
+    assert why in warned["found"]
+    assert warned["mend"] == "seedance resume --tenant acme"
+
+    cli("resume", code=1)
+    assert f"submission of all tenants is not paused; paused: {why}" in cli.err
+    cli("resume", "--tenant", "acme", "--by", "bo", "--reason", "mended")
+    service.ended(held)
+    told = [(a["action"], a["actor"], a["reason"], a["tenant"]) for a in cli.json("history")]
+    assert told == [
+        ("resume", "bo", "mended", "acme"),
+        ("pause", "ana", "runaway script", "acme"),
+    ]
+    assert len(cli("history", "--action", "pause").splitlines()) == 2
+    assert cli.json("history", "--since", "1h", "--by", "carl") == []
+    assert cli.json("history", str(uuid.uuid4())) == []
+
+
+def test_budgets_are_changed_by_somebody(cli: Cli) -> None:
+    cli("budget", "set", "acme", "day", "10", "--by", "ana", "--reason", "trial")
+    cli("budget", "set", "acme", "day", "20", "--by", "bo")
+    cli("budget", "remove", "acme", "day", "--by", "carl")
+    removed, raised, new = cli.json("history")
+    assert (new["actor"], new["reason"], new["detail"]["before"]) == ("ana", "trial", None)
+    assert raised["detail"]["amount"] == "20"
+    assert raised["detail"]["before"] == {"amount": "10", "policy": "refuse"}
+    assert (removed["action"], removed["actor"]) == ("budget_remove", "carl")
+
+
 def test_reconcile_tells_what_is_not_ours(cli: Cli, sim: Any) -> None:
     [foreign] = sim.inject(seed=5)
     report = cli.json("reconcile")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import Engine, Row, text
 
 import simulator
+from models.operating.actions import By
 from tests.chaos.records import number_of
 from tests.chaos.strikes import Journal
 from worker import operator
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 LATEST = 15.0
 """Seconds that a live row may be overdue in a whole system before that counts as waiting in
 silence: several leases, and a worker's start."""
-BY = "operator of the chaos run"
+BY = By("operator of the chaos run")
 
 _OPEN = text(
     """

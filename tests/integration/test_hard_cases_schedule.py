@@ -9,7 +9,8 @@ import pytest
 import sqlalchemy as sa
 
 from api_client import ApiError
-from models import gates, reads, schedule
+from models import choosing, gates, schedule
+from models.choosing import Choice
 from models.lifecycle import Status
 from tests.integration.conftest import Steps
 from tests.integration.hard_cases import MEDIA, REQUEST, WITH_IMAGE, intended, running, sql
@@ -68,7 +69,7 @@ def test_a_deadline_at_the_end_of_time_is_listed(rt, steps, deadline):
     accept.run(rt, str(uuid.uuid4()), [], {"request": REQUEST, "deadline": deadline})
     steps.enqueue()
     with rt.engine.connect() as conn:
-        assert len(reads.newest(conn)) == 2
+        assert len(choosing.newest(conn, Choice(), limit=9)) == 2
 
 
 def test_many_blocked_rows_do_not_starve_one_that_can_be_admitted(rt, steps):

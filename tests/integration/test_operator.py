@@ -11,6 +11,7 @@ from sqlalchemy import func, update
 import simulator
 from api_client import TaskNotFound
 from models import reads
+from models.operating.actions import By
 from models.tables import SubmitAttempt
 from worker import operator, producer
 from worker.cli import run
@@ -18,7 +19,7 @@ from worker.operator import DecisionRefused
 from worker.runtime import Runtime
 from worker.upkeep import reconcile
 
-BY = "operator test"
+BY = By("ana", "the customer asked")
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_adopts_the_task_and_tells_who_decided(rt, steps, sim, in_doubt) -> None
     assert steps.until_ended(generation_id).status == "completed"
     with rt.engine.connect() as conn:
         adopted = [e for e in reads.events(conn, generation_id) if e.event == "adopt"]
-    assert [event.detail["by"] for event in adopted] == [BY]
+    assert [event.detail["by"] for event in adopted] == [BY.told]
     assert len(sim.tasks()) == 1
 
 

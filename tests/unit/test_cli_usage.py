@@ -22,7 +22,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 def test_the_commands_are_those_that_were_promised() -> None:
     names = "demo up migrate worker beat generate show list watch cancel balance cost budget"
-    names += " reconcile resolve doctor simulator gateway"
+    names += " reconcile resolve doctor simulator gateway pause resume history"
     assert set(COMMANDS) == set(names.split())
 
 
@@ -67,6 +67,12 @@ TEXT = ["generate", "--text", "a cat"]
         (["list", "--limit", "0"], "0"),
         (["show"], "ID"),
         (["cancel"], "ID"),
+        (["pause"], "--reason"),
+        (["pause", "--reason", " "], "reason is ' '; allowed: printable text"),
+        (["pause", "--reason", "x", "--tenant", ""], "tenant is ''; allowed: printable text"),
+        (["resume", "--by", "a\nb"], "by is"),
+        (["history", "--since", "soon"], "--since is 'soon'; allowed: a date"),
+        (["history", "--action", "shrug"], "shrug"),
         (["cost", "--since", "yesterday"], "--since is 'yesterday'; allowed: a date"),
         (["cost", "--until", "soon"], "--until is 'soon'; allowed: a date"),
         (["cost", "--since", "2d", "--until", "3d"], "--until is '3d'; allowed: a time after"),

@@ -9,6 +9,7 @@ from models import credit, gates, reads
 from models.database import make_engine
 from models.ledger.drift import drift
 from models.lifecycle import Status
+from models.operating.pauses import PauseView
 from models.tables import BalanceSnapshot, Generation, RejectedMessage, StrayTask
 from worker import migrate
 from worker.checkup.finding import Check, Findings, ok, warn, wrong
@@ -92,6 +93,7 @@ def _rows(conn: Connection, settings: Settings) -> list[Check]:
             )
         )
     checks += [warn("gates", said, "it opens further by itself") for said in summary.slowed]
+    checks += [_pause(pause) for pause in summary.pauses]
     if not closed and not summary.slowed:
         checks.append(ok("gates", "all open"))
     if summary.attention:
@@ -117,6 +119,12 @@ def _rows(conn: Connection, settings: Settings) -> list[Check]:
     checks += _credits(conn)
     checks.append(_upkeep(conn, settings))
     return checks
+
+
+def _pause(pause: PauseView) -> Check:
+    resume = "seedance resume" + ("" if pause.tenant is None else f" --tenant {pause.tenant}")
+    since = f"{pause.paused_at.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
+    return warn("pauses", f"{pause}, since {since}: nothing of it is sent", resume)
 
 
 def _credits(conn: Connection) -> list[Check]:

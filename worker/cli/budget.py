@@ -3,10 +3,15 @@
 from typing import Any
 
 import click
+from sqlalchemy import Connection
 
 from models import budgets
-from models.budgets import Room
+from models.budgets import Period, Room
+from models.operating import actions
+from models.operating.actions import Action
+from worker.author import author
 from worker.cli import output
+from worker.cli.acting import acting
 from worker.cli.context import database
 from worker.cli.errors import BadInput
 from worker.requests import check_period, new_budget
@@ -90,15 +95,22 @@ def room_json(room: Room) -> dict[str, Any]:
     metavar="refuse|wait",
     help="What becomes of a request that is over it.",
 )
-def set_(*, tenant: str, period: str, amount: str, policy: str) -> None:
+@acting()
+def set_(
+    *, tenant: str, period: str, amount: str, policy: str, by: str | None, reason: str | None
+) -> None:
     """Set a budget in credits, or change the one there is.
 
     `refuse`: enqueueing fails. `wait`: the generation is stored, and is sent when the period is
     over or the budget is raised.
     """
-    new = new_budget(tenant, period, amount, policy)
+    new, who = new_budget(tenant, period, amount, policy), author(by, reason)
     with database() as engine, engine.begin() as conn:
+        before = _as_set(conn, tenant, new.period)
         budgets.put(conn, new)
+        after = _as_set(conn, tenant, new.period)
+        detail = {"period": str(new.period), **after, "before": before or None}
+        actions.record(conn, Action.BUDGET_SET, who, tenant=tenant, detail=detail)
         [room] = [r for r in budgets.rooms(conn, [tenant]) if r.budget.period == new.period]
     click.echo(
         f"{tenant} may spend {output.credits_text(new.amount)} credits"
@@ -109,14 +121,31 @@ def set_(*, tenant: str, period: str, amount: str, policy: str) -> None:
 @budget.command("remove")
 @click.argument("tenant")
 @click.argument("period", metavar="day|month|total")
-def remove(*, tenant: str, period: str) -> None:
+@acting()
+def remove(*, tenant: str, period: str, by: str | None, reason: str | None) -> None:
     """Take a budget away."""
-    named = check_period(period)
+    named, who = check_period(period), author(by, reason)
     with database() as engine, engine.begin() as conn:
+        before = _as_set(conn, tenant, named)
         if not budgets.remove(conn, tenant, named):
             there = ", ".join(f"{b.tenant} {b.period}" for b in budgets.known(conn))
             raise BadInput(
                 f"the budget is {f'{tenant} {period}'!r}; allowed: one that is set:"
                 f" {there or 'there is none'}"
             )
+        detail = {"period": str(named), "before": before}
+        actions.record(conn, Action.BUDGET_REMOVE, who, tenant=tenant, detail=detail)
     click.echo(f"{tenant} has no budget for {period} any more")
+
+
+def _as_set(conn: Connection, tenant: str, period: Period) -> dict[str, str]:
+    """A budget's amount and policy; empty where there is none."""
+    rooms = budgets.rooms(conn, [tenant])
+    return next(
+        (
+            {"amount": output.credits_text(b.amount), "policy": str(b.policy)}
+            for b in (room.budget for room in rooms)
+            if b.period == period
+        ),
+        {},
+    )

@@ -28,6 +28,11 @@ def find(conn: Connection, name: str) -> GenerationView:
     return found
 
 
+def id_of(conn: Connection, name: str) -> uuid.UUID:
+    """The id of that name; a whole id need not be of a generation that is still kept."""
+    return _uuid(name) or find(conn, name).id
+
+
 def _uuid(name: str) -> uuid.UUID | None:
     try:
         return uuid.UUID(name)

@@ -1,10 +1,8 @@
 """`seedance balance` and `seedance cost`: what there is, and what it went to."""
 
 import csv
-import re
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -17,9 +15,8 @@ from models.ledger.reading import CostLine
 from worker.cli import output
 from worker.cli.context import database, service
 from worker.cli.errors import BadInput
+from worker.cli.times import span
 from worker.upkeep import balance as upkeep
-
-_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 @click.command()
@@ -105,9 +102,7 @@ def cost(
     if as_json and as_csv:
         raise BadInput("--json and --csv are both given: choose one")
     groups = tuple(dict.fromkeys(by)) or ("tenant",)
-    first, last = _when("--since", since), _when("--until", until)
-    if first is not None and last is not None and last <= first:
-        raise BadInput(f"--until is {until!r}; allowed: a time after --since {since!r}")
+    first, last = span(("--since", since), ("--until", until))
     with database() as engine, engine.connect() as conn:
         lines = reading.cost(conn, groups, since=first, until=last)
         apart = drift(conn)
@@ -159,17 +154,3 @@ def _total(lines: Sequence[CostLine]) -> CostLine:
         return sum((getattr(line, name) for line in lines), start=0)
 
     return CostLine((), **{name: added(name) for name in _AMOUNTS})
-
-
-def _when(option: str, given: str | None) -> datetime | None:
-    if given is None:
-        return None
-    if ago := re.fullmatch(r"(\d{1,5})([mhdw])", given):
-        return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-    try:
-        at = datetime.fromisoformat(given)
-    except ValueError:
-        raise BadInput(
-            f"{option} is {given!r}; allowed: a date, a time in ISO 8601, or such as 12h, 7d, 4w"
-        ) from None
-    return at if at.tzinfo else at.replace(tzinfo=UTC)

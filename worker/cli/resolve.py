@@ -3,7 +3,9 @@
 import click
 
 from worker import operator
+from worker.author import author
 from worker.cli import output
+from worker.cli.acting import acting
 from worker.cli.context import database, service
 from worker.cli.errors import BadInput, Failed
 from worker.cli.lookup import find
@@ -21,6 +23,7 @@ from worker.cli.progress import describe
     metavar="N",
     help="The attempt you saw in `show`; refused if there is a later one. (the latest)",
 )
+@acting()
 @click.option("--json", "as_json", is_flag=True, help="Print the generation as JSON.")
 def resolve(
     *,
@@ -29,6 +32,8 @@ def resolve(
     resubmit: bool,
     fail: bool,
     attempt: int | None,
+    by: str | None,
+    reason: str | None,
     as_json: bool,
 ) -> None:
     """Decide on a generation whose submission stayed unclear.
@@ -46,7 +51,7 @@ def resolve(
     """
     if [task_id is not None, resubmit, fail].count(True) != 1:
         raise BadInput("give one of --adopt TASK, --resubmit and --fail")
-    by = operator.actor()
+    who = author(by, reason)
     with database() as engine:
         with engine.connect() as conn:
             generation_id = find(conn, name).id
@@ -56,11 +61,11 @@ def resolve(
                 click.echo(f"deciding on attempt {number}", err=True)
             if task_id is not None:
                 with service() as rt:
-                    view = operator.adopt(rt, generation_id, task_id, attempt=number, by=by)
+                    view = operator.adopt(rt, generation_id, task_id, attempt=number, by=who)
             elif resubmit:
-                view = operator.resubmit(engine, generation_id, attempt=number, by=by)
+                view = operator.resubmit(engine, generation_id, attempt=number, by=who)
             else:
-                view = operator.fail(engine, generation_id, attempt=number, by=by)
+                view = operator.fail(engine, generation_id, attempt=number, by=who)
         except operator.DecisionRefused as refused:
             raise Failed(f"refused: {refused}") from None
     if as_json:

@@ -10,7 +10,8 @@ from rich.text import Text
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from models import reads
+from models import choosing, reads
+from models.choosing import Choice
 from models.lifecycle import Status
 from models.reads import GenerationView, Summary
 from worker.cli import output
@@ -61,7 +62,7 @@ def watch(*, every: float, seconds: float | None, once: bool, limit: int, as_jso
 def read(engine: Engine, limit: int) -> Snapshot:
     """Read the state of this moment."""
     with engine.connect() as conn:
-        newest = reads.newest(conn, limit=limit) if limit else []
+        newest = choosing.newest(conn, Choice(), limit=limit) if limit else []
         return Snapshot(reads.summary(conn), newest)
 
 
@@ -76,6 +77,7 @@ def _print_json(snapshot: Snapshot) -> None:
             "oldest_due_seconds": round(summary.oldest_due_seconds, 1),
             "gates": summary.gates,
             "slowed": summary.slowed,
+            "pauses": summary.pauses,
             "newest": [output.generation_json(view) for view in snapshot.newest],
         }
     )
@@ -133,6 +135,7 @@ def line(summary: Summary) -> str:
     if summary.oldest_due_seconds > _LATE:
         # In steps, so that a pipe doesn't get a line for each second.
         parts.append(f"late by over {int(summary.oldest_due_seconds // _LATE * _LATE)}s")
+    parts += [str(pause) for pause in summary.pauses]
     parts += [f"gate {name} closed: {why}" for name, why in sorted(summary.gates.items())]
     parts += summary.slowed
     return ", ".join(parts)
@@ -153,7 +156,8 @@ def screen(snapshot: Snapshot) -> Group:
         facts.stylize("yellow", len(facts.plain) - len(f"oldest due {output.span_text(late)} ago"))
     for name, number in (("attention", summary.attention), ("blocked", summary.blocked)):
         facts.append(f"   {name} {number}", style="yellow" if number else "dim")
-    gates = [
+    gates = [Text(str(pause), style="yellow") for pause in summary.pauses]
+    gates += [
         Text(f"gate {name} is closed: {why}", style="yellow")
         for name, why in sorted(summary.gates.items())
     ]

@@ -194,8 +194,8 @@ PROTECTIONS = (
         (
             Edit(
                 "models/transitions/cancelling.py",
-                "    conn.execute(select(g.id).where(g.id == generation_id).with_for_update())\n",
-                "    conn.execute(select(g.id).where(g.id == generation_id))\n",
+                "    conn.execute(select(g.id).where(g.id.in_(ids)).order_by(g.id).with_for_update())\n",
+                "    conn.execute(select(g.id).where(g.id.in_(ids)))\n",
             ),
         ),
         (f"{ODD}::test_a_cancel_that_races_a_decline_is_carried_out[decline]",),

@@ -8,6 +8,7 @@ ANSWERS = "tests/integration/test_answers.py"
 HARD = "tests/integration/test_hard_cases_schedule.py"
 SCHEDULE = "tests/integration/test_schedule.py"
 DISPATCHER = "tests/integration/test_dispatcher.py"
+PAUSES = "tests/integration/test_pauses.py"
 RATE = "tests/integration/test_limiter_redis.py"
 PURE = "tests/unit/test_gates.py"
 
@@ -261,5 +262,81 @@ PROTECTIONS = (
             f"{RATE}::test_without_valkey_each_worker_limits_itself_and_goes_on",
             f"{RATE}::test_a_valkey_that_was_never_there_stops_nobody",
         ),
+    ),
+    # --- pauses -----------------------------------------------------------------------------
+    Protection(
+        "pause-holds-admission",
+        "of what is paused nothing is let in",
+        (
+            Edit(
+                "models/schedule.py",
+                'WHERE t.tenant IS NOT NULL AND NOT {paused_sql("t.tenant")}\n',
+                "WHERE t.tenant IS NOT NULL\n",
+            ),
+        ),
+        (
+            f"{PAUSES}::test_what_is_accepted_waits_and_says_for_what",
+            f"{PAUSES}::test_of_a_paused_tenant_alone",
+        ),
+    ),
+    Protection(
+        "pause-holds-the-intent",
+        "intent: not paused",
+        (
+            Edit(
+                "models/submission.py",
+                "gate=_paused(conn, row) or _held_back(",
+                "gate=_held_back(",
+            ),
+        ),
+        (f"{PAUSES}::test_what_is_uploading_keeps_its_uploads",),
+    ),
+    Protection(
+        "check-reads-the-pause",
+        "just before the POST: not paused",
+        (
+            Edit(
+                "models/decisions.py",
+                "    if facts.pause is not None:\n        return facts.pause\n",
+                "",
+            ),
+        ),
+        (f"{PAUSES}::test_between_the_intent_and_its_check",),
+    ),
+    Protection(
+        "paused-is-not-ahead",
+        "an equal generation does not wait for a paused one",
+        (
+            Edit(
+                "models/schedule.py",
+                '               AND NOT {paused_sql("o.tenant")}))\n',
+                "))\n",
+            ),
+        ),
+        (f"{PAUSES}::test_an_equal_generation_of_another_tenant_goes_first_meanwhile",),
+    ),
+    Protection(
+        "nothing-is-saved-up-for-the-paused",
+        "credits are not saved up for what is paused",
+        (
+            Edit(
+                "models/credit.py",
+                '      AND NOT {paused_sql("generations.tenant")}\n      AND created_at',
+                "      AND created_at",
+            ),
+        ),
+        (f"{PAUSES}::test_credits_are_not_saved_up_for_what_is_paused",),
+    ),
+    Protection(
+        "actions-are-append-only",
+        "what operators did is never altered",
+        (
+            Edit(
+                "alembic/versions/0007_operating.py",
+                "    for statement in APPEND_ONLY:\n",
+                "    for statement in APPEND_ONLY[:1]:\n",
+            ),
+        ),
+        (f"{PAUSES}::test_what_operators_did_can_not_be_altered",),
     ),
 )
