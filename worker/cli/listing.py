@@ -1,13 +1,15 @@
 """`seedance list`: generations, the newest first."""
 
+from typing import Any
+
 import click
 from rich.text import Text
 
-from models import reads
-from models.lifecycle import Status
+from models import choosing
 from models.reads import GenerationView
 from worker.cli import output
 from worker.cli.context import database
+from worker.cli.filters import chosen, filters
 
 _COLUMNS = (
     "id",
@@ -21,43 +23,39 @@ _COLUMNS = (
     "credit_cost",
     "error_code",
     "attention",
+    "waits_for",
+    "retry_of",
+    "retried_as",
 )
 """Of the lines in a pipe; new ones are added at the end."""
 
 
 @click.command("list")
-@click.option(
-    "-s", "--status", "statuses", multiple=True, type=click.Choice([str(s) for s in Status])
-)
-@click.option("--tenant", help="Of this tenant only.")
-@click.option("--attention", is_flag=True, help="Only those that need an operator.")
+@filters
 @click.option(
     "-n", "--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, metavar="N"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list; fields as in `show`.")
-def list_(
-    *, statuses: tuple[str, ...], tenant: str | None, attention: bool, limit: int, as_json: bool
-) -> None:
+def list_(*, limit: int, as_json: bool, **named: Any) -> None:
     """List generations, the newest first: a table on a terminal, tab-separated in a pipe.
+
+    What is chosen meets every kind of condition that is named; of one kind any value will do.
 
     \b
     Examples:
       seedance list --status running --status uncertain
       seedance list --attention --json | jq '.[].id'
+      seedance list --tenant acme --error-class provider --since 12h
+      seedance list --waits-for gate --until 1h
     """
+    choice = chosen(**named)
     with database() as engine, engine.connect() as conn:
-        views = reads.newest(
-            conn,
-            statuses=[Status(status) for status in statuses],
-            tenant=tenant,
-            attention=attention,
-            limit=limit,
-        )
+        views = choosing.newest(conn, choice, limit=limit)
     if as_json:
         output.print_json([output.generation_json(view) for view in views])
         return
     if not views and output.on_terminal():
-        click.echo("no generations" + (" like that" if statuses or tenant or attention else ""))
+        click.echo("no generations" + ("" if choice.everything else " like that"))
         return
     if output.on_terminal():
         headings, right, shrink = table_headings()
@@ -128,4 +126,7 @@ def _whole(view: GenerationView) -> list[str]:
         "" if view.credit_cost is None else output.credits_text(view.credit_cost),
         view.error_code or "",
         view.attention or "",
+        view.waits_for or "",
+        str(view.retry_of or ""),
+        str(view.retried_as or ""),
     ]

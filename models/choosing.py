@@ -1,0 +1,74 @@
+"""Choosing generations: what operators list, count, and act on in bulk. Nothing here writes."""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, Connection, select
+
+from models.base import table_of
+from models.error_classes import ErrorClass, class_sql
+from models.lifecycle import Status
+from models.reads import COLUMNS, GenerationView, view_of
+from models.tables import Generation
+from models.waiting import Holds, Wait
+
+g = table_of(Generation).c
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which generations are meant: those that meet every condition that is named."""
+
+    statuses: frozenset[Status] = frozenset()
+    tenants: frozenset[str] = frozenset()
+    error_codes: frozenset[str] = frozenset()
+    error_classes: frozenset[ErrorClass] = frozenset()
+    waits: frozenset[Wait] = frozenset()
+    attention: bool = False
+    since: datetime | None = None
+    """Accepted then or later."""
+    until: datetime | None = None
+    """Accepted before then."""
+
+    @property
+    def everything(self) -> bool:
+        """Nothing is named."""
+        return self == Choice()
+
+    def conditions(self, holds: Holds) -> list[ColumnElement[bool]]:
+        """What a row must meet, given what holds generations back now."""
+        wanted: list[ColumnElement[bool]] = []
+        for column, values in (
+            (g.status, self.statuses),
+            (g.tenant, self.tenants),
+            (g.error_code, self.error_codes),
+            (class_sql(g.error_code), self.error_classes),
+            (holds.kind(), self.waits),
+        ):
+            if values:
+                wanted.append(column.in_(sorted(map(str, values))))
+        if self.waits:
+            # Said for the planner as well: what waits has not ended.
+            wanted.append(g.finished_at.is_(None))
+        if self.attention:
+            wanted.append(g.attention.is_not(None))
+        if self.since is not None:
+            wanted.append(g.created_at >= self.since)
+        if self.until is not None:
+            wanted.append(g.created_at < self.until)
+        return wanted
+
+
+def newest(conn: Connection, choice: Choice, *, limit: int) -> list[GenerationView]:
+    """Generations, the newest first; `waits_for` says why each waits as of now."""
+    holds = Holds.read(conn)
+    rows = conn.execute(
+        select(*COLUMNS, holds.kind().label("kind"))
+        .where(*choice.conditions(holds))
+        .order_by(g.created_at.desc(), g.id)
+        .limit(limit)
+    )
+    return [
+        replace(view, waits_for=holds.reason(view, None if kind is None else Wait(kind)))
+        for view, kind in ((view_of(row), row.kind) for row in rows)
+    ]
