@@ -9,6 +9,7 @@ import pytest
 from models import callbacks, transitions
 from models.callbacks import Address
 from models.lifecycle import Status
+from models.operating.actions import By
 from tests.integration.invariants import in_background, laboratory
 from worker import callback_address, operator
 from worker.operator import DecisionRefused
@@ -317,7 +318,7 @@ def test_what_was_called_back_is_never_taken_for_absent(lab):
     assert lab.resolve(generation_id) is Outcome.UNDECIDED
     assert lab.posts == 1
 
-    operator.resubmit(lab.rt.engine, generation_id, attempt=1, by="operator test")
+    operator.resubmit(lab.rt.engine, generation_id, attempt=1, by=By("test"))
     assert lab.get(generation_id).status is Status.ACCEPTED
     lab.send_again(generation_id)
     assert lab.posts == 2
@@ -332,7 +333,7 @@ def test_a_callback_between_the_readings_and_the_decision_counts(lab, monkeypatc
     )
     assert lab.resolve(generation_id) is Outcome.UNDECIDED
     assert lab.get(generation_id).status is Status.UNCERTAIN
-    operator.fail(lab.rt.engine, generation_id, attempt=1, by="operator test")
+    operator.fail(lab.rt.engine, generation_id, attempt=1, by=By("test"))
 
 
 def test_a_callback_after_absence_was_found_keeps_it_from_being_sent_again(lab):
@@ -345,7 +346,7 @@ def test_a_callback_after_absence_was_found_keeps_it_from_being_sent_again(lab):
     assert "the provider called back" in (view.attention or "")
     assert lab.posts == 1
 
-    operator.resubmit(lab.rt.engine, generation_id, attempt=1, by="operator test")
+    operator.resubmit(lab.rt.engine, generation_id, attempt=1, by=By("test"))
     assert call(lab, to) is None, "that address is taken no more"
     assert lab.get(generation_id).attention is None
     lab.send_again(generation_id)
@@ -361,7 +362,7 @@ def test_a_refusal_that_was_called_back_is_not_sent_again(lab):
     view = lab.send_again(generation_id)
     assert (view.status, lab.posts) == (Status.ACCEPTED, 1)
     assert "the provider called back" in (view.attention or "")
-    operator.resubmit(lab.rt.engine, generation_id, attempt=1, by="operator test")
+    operator.resubmit(lab.rt.engine, generation_id, attempt=1, by=By("test"))
     lab.send_again(generation_id)
     lab.complete(generation_id)
 
@@ -386,7 +387,7 @@ def test_a_plain_row_has_nothing_for_an_operator_to_send(lab):
     generation_id = lab.in_doubt(kind="drop_before")
     lab.resolve(generation_id)
     with pytest.raises(DecisionRefused, match="sent without a decision"):
-        operator.resubmit(lab.rt.engine, generation_id, attempt=1, by="operator test")
+        operator.resubmit(lab.rt.engine, generation_id, attempt=1, by=By("test"))
     lab.send_again(generation_id)
     lab.complete(generation_id)
 
@@ -433,4 +434,4 @@ def test_a_wish_to_cancel_does_not_make_it_absent(lab):
         transitions.cancel(conn, generation_id)
     assert lab.resolve(generation_id) is Outcome.UNDECIDED
     assert lab.get(generation_id).status is Status.UNCERTAIN
-    operator.fail(lab.rt.engine, generation_id, attempt=1, by="operator test")
+    operator.fail(lab.rt.engine, generation_id, attempt=1, by=By("test"))

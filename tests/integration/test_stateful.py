@@ -21,6 +21,7 @@ from api_client import ApiError
 from models import transitions
 from models.base import Base
 from models.lifecycle import TERMINAL
+from models.operating.actions import By
 from models.schedule import Claim
 from simulator import Simulator
 from tests.integration.conftest import text_request
@@ -191,12 +192,12 @@ class Day(RuleBasedStateMachine):
         with suppress(operator.DecisionRefused, ApiError):
             attempt = operator.latest_attempt(rt.engine, generation_id)
             if kind == "fail":
-                operator.fail(rt.engine, generation_id, attempt=attempt, by="a test")
+                operator.fail(rt.engine, generation_id, attempt=attempt, by=By("test"))
                 self.given_up.add(generation_id)
             elif own:
-                operator.adopt(rt, generation_id, own[0], attempt=attempt, by="a test")
+                operator.adopt(rt, generation_id, own[0], attempt=attempt, by=By("test"))
             else:
-                operator.resubmit(rt.engine, generation_id, attempt=attempt, by="a test")
+                operator.resubmit(rt.engine, generation_id, attempt=attempt, by=By("test"))
 
     # --- what must hold -------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import pytest
 from models import gates, schedule, transitions, waiting, watch
 from models.gates import GateName
 from models.lifecycle import AWAITS_DECISION, Observation, Status
+from models.operating.actions import By
 from models.submission import FORGOTTEN
 from tests.integration.conftest import text_request
 from tests.integration.hard_cases import ECHO, REQUEST
@@ -108,7 +109,7 @@ def test_waiting_for_a_decision_tells_nothing_again_and_again(lab):
 
 def test_a_decision_lets_it_go_on_at_once(lab):
     generation_id, _ = undecided(lab)
-    operator.resubmit(lab.rt.engine, generation_id, attempt=1, by="a test")
+    operator.resubmit(lab.rt.engine, generation_id, attempt=1, by=By("test"))
     dispatcher(lab, Messages(lab)).tick()
     view = lab.get(generation_id)
     assert (view.status, view.attention, view.waits_for) == (Status.RUNNING, None, None)
@@ -212,7 +213,7 @@ def test_an_open_attempt_is_a_rival_until_a_day_after_it_settled(lab, ended, lon
     old = lab.in_doubt(kind="drop_before", seed=7)
     lab.resolve(old)
     if ended:
-        operator.fail(lab.rt.engine, old, attempt=1, by="a test")
+        operator.fail(lab.rt.engine, old, attempt=1, by=By("test"))
     if long_ago:
         lab.sql(
             "UPDATE submit_attempts SET settle_at = settle_at - :s * interval '1 s'",
@@ -234,7 +235,7 @@ def test_a_seed_that_was_drawn_for_an_ended_one_is_free_after_a_day(lab):
     """A producer fixes by chance the seed of an attempt nobody knows the outcome of."""
     old = lab.in_doubt(kind="drop_before")
     [attempt] = lab.attempts(old)
-    operator.fail(lab.rt.engine, old, attempt=1, by="a test")
+    operator.fail(lab.rt.engine, old, attempt=1, by=By("test"))
     new = lab.send(seed=attempt.seed)
     view = lab.get(new)
     assert (view.status, view.blocked_by) == (Status.ACCEPTED, old)
