@@ -5,6 +5,7 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, select
 
+from models.artifacts import Artifact
 from models.base import table_of
 from models.error_classes import ErrorClass, class_sql
 from models.lifecycle import Status
@@ -13,6 +14,11 @@ from models.tables import Generation
 from models.waiting import Holds, Wait
 
 g = table_of(Generation).c
+
+_UNSTORED = select(Artifact.generation_id).where(
+    Artifact.attention_at.is_not(None), Artifact.due_at.is_not(None)
+)
+"""Those with a result that could not be stored for long."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Choice:
             # Said for the planner as well: what waits has not ended.
             wanted.append(g.finished_at.is_(None))
         if self.attention:
-            wanted.append(g.attention.is_not(None))
+            wanted.append(g.attention.is_not(None) | g.id.in_(_UNSTORED))
         if self.since is not None:
             wanted.append(g.created_at >= self.since)
         if self.until is not None:

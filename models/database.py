@@ -1,5 +1,8 @@
 """Reaching the database: one address form, one engine, one way to begin."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import psycopg
 from sqlalchemy import URL, Engine, ExceptionContext, create_engine, event, make_url
 
@@ -23,11 +26,17 @@ def normalise_url(url: str) -> str:
     return parsed.render_as_string(hide_password=False)
 
 
-def make_engine(url: str, *, pool_size: int = 5, application: str = "seedance") -> Engine:
+def make_engine(
+    url: str,
+    *,
+    pool_size: int = 5,
+    application: str = "seedance",
+    options: Mapping[str, Any] | None = None,
+) -> Engine:
     """An engine for one process. Connections are made when first needed, and checked when used.
 
     Statements that take over 30 s or wait over 10 s for a lock are given up: leases end, and
-    the work is simply due again.
+    the work is simply due again. `options` are execution options of every connection.
     """
     engine = create_engine(
         normalise_url(url),
@@ -35,6 +44,7 @@ def make_engine(url: str, *, pool_size: int = 5, application: str = "seedance") 
         max_overflow=pool_size,
         pool_timeout=10,
         pool_pre_ping=True,
+        execution_options=dict(options or {}),
         hide_parameters=True,  # they hold signed URLs and prompts, and errors are logged
         connect_args={
             "application_name": application,

@@ -96,6 +96,8 @@ class Note(StrEnum):
     UNKNOWN_STATUS = "unknown_status"
     CALLED_BACK = "called_back"
     NOTICE_RESENT = "notice_resent"
+    ARCHIVED = "archived"
+    LOST = "lost"
 
 
 class Fence(StrEnum):

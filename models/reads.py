@@ -7,9 +7,10 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import ColumnElement, Connection, func, select
 
 from models import gates, schedule
+from models.artifacts import Artifact, Kind
 from models.base import table_of
 from models.lifecycle import LIVE, TERMINAL, Status
 from models.operating import pauses
@@ -40,6 +41,9 @@ class GenerationView:
     # Signed, and so a key while it lives: kept out of reprs.
     video_url: str | None = field(repr=False)
     last_frame_url: str | None = field(repr=False)
+    # Where the archive has them: stable, and no secret.
+    video_uri: str | None
+    last_frame_uri: str | None
     attempt: int
     cancel_requested_at: datetime | None
     waits_for: str | None
@@ -60,7 +64,16 @@ class GenerationView:
         return self.status in TERMINAL
 
 
-COLUMNS = [g[name] for name in GenerationView.__dataclass_fields__]
+def _uri(kind: Kind) -> ColumnElement[Any]:
+    a = table_of(Artifact).c
+    of = select(a.uri).where(a.generation_id == g.id, a.kind == str(kind))
+    return of.scalar_subquery().label(f"{kind}_uri")
+
+
+_URIS = {f"{kind}_uri": _uri(kind) for kind in Kind}
+COLUMNS = [
+    _URIS[name] if name in _URIS else g[name] for name in GenerationView.__dataclass_fields__
+]
 
 
 def view_of(row: Any) -> GenerationView:

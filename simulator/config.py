@@ -106,4 +106,7 @@ class Config(BaseModel):
 
     presign_seconds: int = Field(3600, ge=0, description="Validity of a presigned URL.")
     url_seconds: int = Field(7 * 86_400, ge=0, description="Validity of a signed video URL.")
+    same_media: bool = Field(
+        False, description="All videos, and all last frames, are the same to the byte."
+    )
     max_upload_bytes: int = Field(200 * 2**20, ge=0, description="Largest file storage takes.")

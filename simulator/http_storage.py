@@ -3,20 +3,16 @@
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
-from importlib.resources import files
-from pathlib import Path
 
 from aiohttp import web
 
+from simulator import media
 from simulator.answers import Answer
 from simulator.effects import NO_EFFECT, Effect
 from simulator.faults import Subject
 from simulator.http_api import send
 from simulator.storage import BUCKET, StorageError, Upload
 from simulator.world import World
-
-ASSETS = Path(str(files("simulator") / "assets"))
-VIDEO, LAST_FRAME = ASSETS / "video.mp4", ASSETS / "last_frame.jpg"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -103,7 +99,28 @@ class HttpStorage:
         task = self.world.tasks.find(name.partition(".")[0])
         if task is None:
             raise StorageError(404, "NoSuchKey", "The video is gone")
-        return web.FileResponse(VIDEO if name.endswith(".mp4") else LAST_FRAME)
+        mark = "" if self.world.config.same_media else task.task_id
+        if name.endswith(".mp4"):
+            return _part(request, media.video(mark), "video/mp4")
+        return _part(request, media.last_frame(mark), "image/jpeg")
+
+
+def _part(request: web.Request, data: bytes, content_type: str) -> web.Response:
+    """What of it was asked for: players ask for ranges."""
+    headers = {"Accept-Ranges": "bytes"}
+    try:
+        start, stop, _ = request.http_range.indices(len(data))
+    except ValueError:
+        start = stop = len(data)
+    if "Range" not in request.headers:
+        return web.Response(body=data, content_type=content_type, headers=headers)
+    if start >= stop:
+        headers["Content-Range"] = f"bytes */{len(data)}"
+        return web.Response(status=416, headers=headers)
+    headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
+    return web.Response(
+        status=206, body=data[start:stop], content_type=content_type, headers=headers
+    )
 
 
 def _refusal(error: StorageError) -> web.Response:

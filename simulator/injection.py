@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from simulator import media
 from simulator.directives import parse
 from simulator.errors import describe
 from simulator.tasks import TERMINAL, Outcome, Phases, Task
@@ -98,6 +99,7 @@ def view(world: World, task: Task) -> dict[str, Any]:
     """A task as the admin API shows it: with all that the provider's callers can't see."""
     now = world.clock.now()
     status = task.status_at(now)
+    mark = "" if world.config.same_media else task.task_id
     ends = world.clock.wall_of(task.ended_sim) if task.final is not None else None
     return {
         "task_id": task.task_id,
@@ -109,6 +111,7 @@ def view(world: World, task: Task) -> dict[str, Any]:
         "seed_given": task.work.seed,
         "cost": str(task.cost),
         "charged": str(task.charged),
+        "video_sha256": media.sha256(media.video(mark)) if status == "completed" else None,
         "error_code": task.outcome.error_code if status == "failed" else None,
         "created_at": task.created_wall,
         "updated_at": world.updated_wall(task),

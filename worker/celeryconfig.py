@@ -54,6 +54,8 @@ task_routes = {
     "seedance.reconcile": {"queue": UPKEEP_QUEUE},
     "seedance.balance": {"queue": UPKEEP_QUEUE},
     "seedance.prune": {"queue": UPKEEP_QUEUE},
+    "seedance.catch_up": {"queue": UPKEEP_QUEUE},
+    "seedance.archive": {"queue": SIDE_QUEUE},
     "seedance.*": {"queue": STAGE_QUEUE},
 }
 # A stage message is worth nothing once its lease has ended: taken off at once, so that a worker
@@ -132,5 +134,6 @@ beat_schedule = {
         "schedule": _setting("balance_every"),
         "options": {"expires": _setting("balance_every")},
     },
+    "catch_up": {"task": "seedance.catch_up", "schedule": 300.0, "options": {"expires": 300.0}},
     "prune": {"task": "seedance.prune", "schedule": 3600.0, "options": {"expires": 3600.0}},
 }

@@ -28,6 +28,8 @@ CrashPoint = Literal[
     "accept.after_commit",
     "deliver.before_send",
     "deliver.after_send",
+    "archive.after_download",
+    "archive.before_record",
 ]
 
 VARIABLE = "SEEDANCE_CRASH_AT"

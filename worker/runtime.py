@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from sqlalchemy import Engine
 
 from api_client import ClientConfig, SeedanceClient
+from models.artifacts import WANTED
 from models.database import make_engine
+from worker.archive import Store, open_store
 from worker.limiter import Limiter
 from worker.settings import Settings, load_settings
 
@@ -21,6 +23,8 @@ class Runtime:
     engine: Engine
     client: SeedanceClient
     limiter: Limiter
+    archive: Store | None
+    """Where results are stored, if anywhere."""
     side_slots: threading.Semaphore
     """How many threads may be at work beside the generations (`worker.side_work`)."""
 
@@ -48,9 +52,18 @@ def build(settings: Settings, *, pool_size: int | None = None) -> Runtime:
     )
     return Runtime(
         settings,
-        make_engine(settings.database_url, pool_size=pool_size or settings.concurrency),
+        make_engine(
+            settings.database_url,
+            pool_size=pool_size or settings.concurrency,
+            options={WANTED: bool(settings.archive_url)},
+        ),
         client,
         limiter,
+        open_store(
+            settings.archive_url,
+            connect_timeout=settings.http_connect_timeout,
+            read_timeout=settings.http_timeout,
+        ),
         threading.BoundedSemaphore(max(1, settings.concurrency // 2)),
     )
 

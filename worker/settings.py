@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.database import normalise_url
 from models.submission import Timing
+from worker.archive import address as archive_address
 from worker.webhook_secrets import FEWEST_BYTES, MOST_BYTES, is_webhook_secret
 
 PREFIX = "SEEDANCE_"
@@ -151,6 +152,15 @@ class Settings(BaseSettings):
     allow_private_sources: bool = Field(
         False, description="Whether references may come from private or loopback addresses."
     )
+    archive_url: str = Field(
+        "",
+        description="Where videos and last frames are stored as soon as they are there, before"
+        " their signed addresses end: `file:///folder`, `s3://bucket/folder`, `gs://…`, `az://…`."
+        " Empty: nowhere.",
+    )
+    archive_max_bytes: int = Field(
+        2_000_000_000, ge=1, description="The largest video that is stored, in bytes."
+    )
     public_url: str = Field(
         "",
         description="Where the provider reaches `seedance gateway` from outside, as"
@@ -255,6 +265,11 @@ class Settings(BaseSettings):
                     f" {FEWEST_BYTES} to {MOST_BYTES} bytes in base64"
                 )
         return value
+
+    @field_validator("archive_url")
+    @classmethod
+    def _archive(cls, value: str) -> str:
+        return str(archive_address.parse(value)) if value else ""
 
     @field_validator("public_url")
     @classmethod

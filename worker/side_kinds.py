@@ -1,6 +1,6 @@
 """Every kind of side work there is."""
 
 from worker.side_work import SideWork
-from worker.stages import deliver
+from worker.stages import archive, deliver
 
-KINDS: tuple[SideWork, ...] = (deliver.KIND,)
+KINDS: tuple[SideWork, ...] = (archive.KIND, deliver.KIND)

@@ -15,8 +15,8 @@ from worker import rejects, side_work
 from worker.app import app
 from worker.runtime import runtime
 from worker.side_work import SideClaim
-from worker.stages import accept, deliver, poll, resolve, submit, upload
-from worker.upkeep import balance, prune, reconcile
+from worker.stages import accept, archive, deliver, poll, resolve, submit, upload
+from worker.upkeep import balance, catch_up, prune, reconcile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -90,6 +90,18 @@ def reconcile_all() -> None:
 def record_balance() -> None:
     """Record the account's balance; opens the gates that it may open."""
     balance.run(runtime())
+
+
+@app.task(name="seedance.archive")
+def archive_result(artifact: str, lease: int) -> None:
+    """Store a video or a last frame."""
+    side_work.run(runtime(), archive.KIND, SideClaim(artifact, lease))
+
+
+@app.task(name="seedance.catch_up")
+def catch_up_archive() -> None:
+    """Ask for results that the archive has been passed by with."""
+    catch_up.run(runtime())
 
 
 @app.task(name="seedance.prune")

@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from models import ledger, notices
+from models import artifacts, ledger, notices
 from models.base import table_of
 from models.ledger.booking import NEEDED
 from models.lifecycle import (
@@ -107,6 +107,7 @@ def move(
     narrows the transition's own; `skip_locked` leaves out rows that somebody else is changing.
     """
     transition = TRANSITIONS[event]
+    stores = artifacts.wanted(conn, event)
     leaving = transition.sources if sources is None else transition.sources & sources
     locked = (
         select(g.id, g.status)
@@ -134,6 +135,7 @@ def move(
             (g.waited_until > func.now()).label("waited"),
             func.coalesce(notices.wanted(transition.target), False).label("noticed"),
             *NEEDED.values(),
+            *([g.last_frame_url] if stores else []),
         )
         .cte("moved")
     )
@@ -157,6 +159,8 @@ def move(
     booked = ledger.on_move(event, leaving, transition.target, moved, told)
     if booked is not None:
         also.append(booked)
+    if stores:
+        also.append(artifacts.on_move(moved))
     m = moved.c
     rows = conn.execute(
         select(m.id, m.from_status, m.lease, m.attempt, m.fingerprint, m.waited, m.noticed).add_cte(

@@ -1,5 +1,7 @@
 """Workers that die at the worst moments. What they began is ended by others, exactly once."""
 
+import hashlib
+import uuid
 from pathlib import Path
 from typing import get_args
 
@@ -31,7 +33,11 @@ def test_death_at_a_crash_point_costs_nothing(
     if point.startswith("deliver."):
         _death_while_delivering(point, service, tmp_path)
         return
+    archive = tmp_path / "archive"
+    archive.mkdir()
     media = {"SEEDANCE_MEDIA_ROOTS": str(ROOT / "examples" / "media")}
+    if point.startswith("archive."):
+        media["SEEDANCE_ARCHIVE_URL"] = archive.as_uri()
     once = tmp_path / "died"
     doomed = service.worker(SEEDANCE_CRASH_AT=point, SEEDANCE_CRASH_ONCE=str(once), **media)
     request = PLAIN
@@ -61,6 +67,22 @@ def test_death_at_a_crash_point_costs_nothing(
     assert (booked.count("estimated"), booked.count("charged")) == (1, 1)
     if point.startswith("upload."):
         assert len(sim.uploads()) >= 1
+    if point.startswith("archive."):
+        _stored_once(service, view.id, archive, tasks[0]["video_sha256"])
+
+
+def _stored_once(service: Service, generation_id: uuid.UUID, folder: Path, sha256: str) -> None:
+    """Whole, under its name, recorded once, and nothing else lies there."""
+
+    def uri() -> str | None:
+        found = service.find(generation_id)
+        return found and found.video_uri
+
+    stored = folder / sha256[:2] / f"{sha256}.mp4"
+    assert wait_for(uri, "the video is stored") == stored.as_uri()
+    assert hashlib.sha256(stored.read_bytes()).hexdigest() == sha256
+    assert [path for path in folder.rglob("*") if path.is_file()] == [stored]
+    assert service.history(generation_id).count("archived") == 1
 
 
 def _death_while_delivering(point: CrashPoint, service: Service, tmp_path: Path) -> None:

@@ -162,6 +162,58 @@ def test_the_video_is_served_at_a_signed_url(sim, api):
     forged = re.sub("token=.", "token=x", task["video_url"])
     assert requests.get(forged, timeout=10).status_code == 403
     assert requests.get(f"{sim.storage_url}/cdn/{task_id}.mp4", timeout=10).status_code == 403
+    beyond = requests.get(task["video_url"], headers={"Range": "bytes=900000-"}, timeout=10)
+    assert beyond.status_code == 416
+
+
+def _boxes(data, at=0, end=None):
+    """Name → content of the boxes at one level of an MP4 file."""
+    found, end = {}, len(data) if end is None else end
+    while at < end:
+        size = int.from_bytes(data[at : at + 4], "big")
+        found[data[at + 4 : at + 8]] = data[at + 8 : at + size]
+        at += size
+    assert at == end, "boxes fill the file"
+    return found
+
+
+def _numbers(box):
+    return [int.from_bytes(box[at : at + 4], "big") for at in range(0, len(box), 4)]
+
+
+def test_each_video_plays_and_has_bytes_of_its_own(sim, api):
+    """As far as structure shows it: every sample that the index names lies in the data."""
+    ids = [api.new(return_last_frame=True) for _ in range(2)]
+    sim.advance(400)
+    tasks = [api.get(task_id).json()["result"] for task_id in ids]
+    videos = [requests.get(task["video_url"], timeout=10).content for task in tasks]
+    for task_id, video in zip(ids, videos, strict=True):
+        file = _boxes(video)
+        assert {b"ftyp", b"moov", b"mdat"} <= set(file)
+        table = file[b"moov"]
+        for name in (b"trak", b"mdia", b"minf", b"stbl"):
+            table = _boxes(table)[name]
+        stbl = _boxes(table)
+        assert b"avc1" in stbl[b"stsd"]
+        sizes = _numbers(stbl[b"stsz"])[3:]
+        [offset] = _numbers(stbl[b"stco"])[2:]
+        data = video.index(b"mdat") + 4
+        assert len(sizes) == 36
+        assert data <= offset
+        assert offset + sum(sizes) <= data + len(file[b"mdat"])
+        # Each sample is made of units of H.264, each with its length before it.
+        for size in sizes:
+            sample, at = video[offset : offset + size], 0
+            while at < size:
+                at += 4 + int.from_bytes(sample[at : at + 4], "big")
+            assert at == size
+            offset += size
+        assert sim.task(task_id)["video_sha256"] == hashlib.sha256(video).hexdigest()
+    assert videos[0] != videos[1]
+    frames = [requests.get(task["last_frame_url"], timeout=10).content for task in tasks]
+    assert frames[0] != frames[1]
+    sim.configure(same_media=True)
+    assert len({requests.get(task["video_url"], timeout=10).content for task in tasks}) == 1
 
 
 def test_a_signed_url_lives_seven_days_and_a_get_returns_a_fresh_one(sim, api):

@@ -495,6 +495,8 @@ CRASH_POINTS = tuple(
         ("dispatch.after_claim", ("crash-reclaimed-by-the-lease",)),
         ("accept.before_commit", ("crash-before-the-commit-is-redelivered",)),
         ("accept.after_commit", ("crash-after-the-commit-is-one-row",)),
+        ("archive.after_download", ("archive-claim-ends",)),
+        ("archive.before_record", ("archive-claim-ends",)),
     )
 )
 

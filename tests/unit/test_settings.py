@@ -63,6 +63,8 @@ GOOD = {
     "retain_generations": ("86400", 86_400.0),
     "retain_events": ("0", 0.0),
     "retain_balances": ("60", 60.0),
+    "archive_url": ("s3://videos/made/", "s3://videos/made"),
+    "archive_max_bytes": ("1", 1),
     "public_url": ("https://video.example.com/hooks/", "https://video.example.com/hooks"),
     "log_format": ("json", "json"),
     "log_level": ("debug", "debug"),
@@ -94,6 +96,11 @@ BAD = {
     "max_tries": ["1", "x"],
     "concurrency": ["0", "x", "1001"],
     "upload_max_bytes": ["0", "x"],
+    "archive_max_bytes": ["0", "x"],
+    "archive_url": [
+        *("/folder", "ftp://h/x", "memory://x", "file://relative", "file://host/x", "file:///"),
+        *("s3://", "s3:///x", "s3://b/../c", "s3://b/a b", "s3:videos"),
+    ],
     "public_url": ["ftp://h", "host", "https://u@h", "https://h?x=1", "https://"],
     "retain_generations": ["-1", "60", "86399", "soon", "nan", "inf"],
     "retain_events": ["-1", "soon", "nan", "inf"],
@@ -109,6 +116,7 @@ BAD = {
     for name, (value, _) in GOOD.items()
     if name not in ("list_lag", "settle_margin") and re.fullmatch(r"[\d.]+", value)
     if name not in ("max_in_flight", "max_attempts", "max_tries", "concurrency", "upload_max_bytes")
+    if name not in ("archive_max_bytes",)
     if name not in ("allow_private_sources", "gateway_port", "retain_generations", "retain_events")
 }
 

@@ -3,6 +3,7 @@
 from tests.protections.protection import Protection
 from tests.protections.removals import (
     answers,
+    archiving,
     crashes,
     edge,
     following,
@@ -23,6 +24,7 @@ PROTECTIONS: tuple[Protection, ...] = (
     *scheduling.PROTECTIONS,
     *holding.PROTECTIONS,
     *uploading.PROTECTIONS,
+    *archiving.PROTECTIONS,
     *edge.PROTECTIONS,
     *crashes.PROTECTIONS,
 )
