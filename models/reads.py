@@ -57,6 +57,8 @@ class GenerationView:
     submitted_at: datetime | None
     observed_at: datetime | None
     finished_at: datetime | None
+    # An address in it may have a key in its query.
+    notify: dict[str, Any] | None = field(default=None, repr=False)
 
     @property
     def ended(self) -> bool:

@@ -112,6 +112,12 @@ def counts(conn: Connection) -> dict[State, int]:
     return {state: told.get(state, 0) for state in (State.PENDING, State.DEAD)}
 
 
+def waits_for_webhook(conn: Connection) -> bool:
+    """Whether any webhook is still to be sent."""
+    found = select(n.id).where(n.status == str(State.PENDING), n.target == str(Target.WEBHOOK))
+    return conn.execute(found.limit(1)).first() is not None
+
+
 def receivers(conn: Connection) -> list[ReceiverView]:
     """The receivers that fail just now, the longest failing first."""
     waiting = (

@@ -22,7 +22,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 def test_the_commands_are_those_that_were_promised() -> None:
     names = "demo up migrate worker beat generate show list watch cancel balance cost budget"
-    names += " reconcile resolve doctor simulator gateway pause resume history"
+    names += " reconcile resolve doctor simulator gateway pause resume history notices"
     assert set(COMMANDS) == set(names.split())
 
 
@@ -65,6 +65,13 @@ TEXT = ["generate", "--text", "a cat"]
         (["generate", "--request", "no-such.json"], "no-such.json"),
         (["list", "--status", "sleeping"], "sleeping"),
         (["list", "--limit", "0"], "0"),
+        ([*TEXT, "--notify-task", "shop.done"], "notify.queue is None; allowed: the name of a"),
+        ([*TEXT, "--notify-on", "end"], "notify is"),
+        ([*TEXT, "--notify-webhook", "http://h.example/"], "notify.webhook is 'http://h.example/'"),
+        ([*TEXT, "--notify-webhook", "https://10.0.0.1/"], "SEEDANCE_ALLOW_PRIVATE_WEBHOOKS"),
+        (["notices", "resend"], "name notices, or give --dead"),
+        (["notices", "resend", "--receiver", "queue:x", "some"], "goes with --dead"),
+        (["notices", "list", "--status", "lost"], "lost"),
         (["show"], "ID"),
         (["cancel"], "ID"),
         (["pause"], "--reason"),

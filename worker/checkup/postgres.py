@@ -9,6 +9,7 @@ from models import credit, gates, reads
 from models.database import make_engine
 from models.ledger.drift import drift
 from models.lifecycle import Status
+from models.notices import State, reading
 from models.operating.pauses import PauseView
 from models.tables import BalanceSnapshot, Generation, RejectedMessage, StrayTask
 from worker import migrate
@@ -18,6 +19,7 @@ from worker.settings import Settings
 
 _OLDEST_POSTGRES = 140_000
 _LATE = 60.0
+_FAILING_SHOWN = 5
 
 
 def database(settings: Settings) -> Findings:
@@ -117,6 +119,7 @@ def _rows(conn: Connection, settings: Settings) -> list[Check]:
             )
         )
     checks += _credits(conn)
+    checks += _notices(conn, settings)
     checks.append(_upkeep(conn, settings))
     return checks
 
@@ -145,6 +148,23 @@ def _credits(conn: Connection) -> list[Check]:
         found = f"{waiting} generations wait for credits"
         checks.append(warn("credits", found, "buy credits; `seedance balance` tells what is free"))
     return checks
+
+
+def _notices(conn: Connection, settings: Settings) -> list[Check]:
+    checks = []
+    counts = reading.counts(conn)
+    failing = reading.receivers(conn)
+    for one in failing[:_FAILING_SHOWN]:
+        found = f"{one.receiver} fails ({one.error}): {one.waiting} notices wait"
+        checks.append(warn("notices", found, "it is tried again by itself: seedance notices list"))
+    if counts[State.DEAD]:
+        found = f"{counts[State.DEAD]} were not taken and are set aside"
+        mend = "seedance notices list --status dead, then resend, or let retention remove them"
+        checks.append(warn("notices", found, mend))
+    if not settings.webhook_secrets.get_secret_value() and reading.waits_for_webhook(conn):
+        found = "webhooks wait: SEEDANCE_WEBHOOK_SECRETS is not set here"
+        checks.append(warn("notices", found, "set it for the workers; nothing is sent unsigned"))
+    return checks or [ok("notices", f"{counts[State.PENDING]} pending")]
 
 
 _GATES = {

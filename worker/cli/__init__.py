@@ -38,6 +38,7 @@ COMMANDS = {
     "balance": "money",
     "cost": "money",
     "budget": "budget",
+    "notices": "notices",
     "reconcile": "reconcile",
     "resolve": "resolve",
     "doctor": "doctor",

@@ -8,13 +8,13 @@ from typing import Any
 import click
 from sqlalchemy import Connection
 
-from models import reads
+from models import intake, reads
 from worker.cli import output
 from worker.cli.context import database, environment
 from worker.cli.errors import BadInput
 from worker.cli.outlook import tell_outlook
 from worker.cli.progress import follow
-from worker.producer import enqueue
+from worker.notify import private_allowed
 from worker.requests import SOURCES, new_generation
 
 _FIELDS = ("model", "resolution", "ratio", "duration", "seed", "generate_audio")
@@ -36,6 +36,10 @@ _MOST_INPUT = 1_000_000
 @click.option("--priority", type=int, default=0, help="Higher goes first.")
 @click.option("--idempotency-key", metavar="KEY", help="A second call with it makes nothing new.")
 @click.option("--metadata", metavar="JSON", help="An object that is kept and given back.")
+@click.option("--notify-webhook", metavar="URL", help="Tell this https:// address how it ended.")
+@click.option("--notify-task", metavar="NAME", help="Tell this Celery task; with --notify-queue.")
+@click.option("--notify-queue", metavar="NAME", help="The queue that --notify-task listens on.")
+@click.option("--notify-on", metavar="end|change", help="When to tell.  [default: end]")
 @click.option("--wait", is_flag=True, help="Follow it to its end; exit 1 unless it completed.")
 @click.option("--timeout", type=float, default=3600.0, show_default=True, help="For --wait, in s.")
 @click.option("--dry-run", is_flag=True, help="Tell what it would cost; store nothing.")
@@ -53,6 +57,10 @@ def generate(
     priority: int,
     idempotency_key: str | None,
     metadata: str | None,
+    notify_webhook: str | None,
+    notify_task: str | None,
+    notify_queue: str | None,
+    notify_on: str | None,
     wait: bool,
     timeout: float,
     dry_run: bool,
@@ -69,6 +77,7 @@ def generate(
       seedance generate --text "A cat under cherry blossoms" --duration 8 --wait
       seedance generate --text "A long cat" --duration 15 --dry-run
       seedance generate --text "It starts to snow" --image lake.jpg --ratio adaptive
+      seedance generate --text "A cat" --notify-webhook https://shop.example/hooks/video
       echo '{"content": [{"type": "text", "text": "A cat"}]}' | seedance generate --request -
     """
     given = {name: fields[name] for name in _FIELDS if fields[name] is not None}
@@ -86,20 +95,14 @@ def generate(
         priority=priority,
         tenant=tenant,
         metadata=extra,
+        notify=_notify(webhook=notify_webhook, task=notify_task, queue=notify_queue, on=notify_on),
+        private_webhooks=private_allowed(environment()),
     )
     if dry_run:
         ctx.exit(tell_outlook(new, as_json=as_json))
 
     def store(conn: Connection) -> reads.GenerationView:
-        generation_id = enqueue(
-            request,
-            session=conn,
-            idempotency_key=idempotency_key,
-            priority=priority,
-            tenant=tenant,
-            metadata=extra,
-        )
-        view = reads.get(conn, generation_id)
+        view = reads.get(conn, intake.accept(conn, new).id)
         assert view is not None, "just stored"
         return view
 
@@ -121,6 +124,10 @@ def generate(
         if output.on_terminal():
             click.echo(f"follow it with: seedance show {view.id}", err=True)
     ctx.exit(1 if wait and view.status != "completed" else 0)
+
+
+def _notify(**given: str | None) -> dict[str, str] | None:
+    return {key: value for key, value in given.items() if value is not None} or None
 
 
 def _content(

@@ -88,7 +88,7 @@ def generation_json(view: GenerationView, *, urls: bool = False) -> dict[str, An
     """A generation under its documented names.
 
     Signed addresses are keys while they live: without `urls` they are left out, and the queries
-    of references' addresses are cut.
+    of references' and webhooks' addresses are cut.
     """
     fields = {name: getattr(view, name) for name in GenerationView.__dataclass_fields__}
     for name in _SECRET:
@@ -97,6 +97,7 @@ def generation_json(view: GenerationView, *, urls: bool = False) -> dict[str, An
             del fields[name]
     if not urls:
         fields["request"] = redact_all(fields["request"])
+        fields["notify"] = redact_all(fields["notify"])
     return fields
 
 

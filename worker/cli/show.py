@@ -13,15 +13,20 @@ from sqlalchemy import Connection, select
 from api_client.redaction import redact, redact_all
 from models import reads, waiting
 from models.base import table_of
+from models.notices import reading
+from models.notices.reading import NoticeView
 from models.reads import AttemptView, EventView, GenerationView, StrayView
 from models.tables import Generation, Upload
 from worker.cli import output
 from worker.cli.context import database
 from worker.cli.lookup import find
+from worker.cli.notices import notice_json
 from worker.requests import UPLOADABLE
 
 u = table_of(Upload).c
 g = table_of(Generation).c
+
+_MOST_NOTICES = 200
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Shown:
     attempts: list[AttemptView]
     events: list[EventView]
     strays: list[StrayView]
+    notices: list[NoticeView]
     waits_for: str | None
     """Why it waits, as of now."""
 
@@ -75,6 +81,7 @@ def show(*, name: str, urls: bool, as_json: bool) -> None:
                 "attempts": shown.attempts,
                 "events": shown.events,
                 "strays": shown.strays,
+                "notices": [notice_json(notice) for notice in shown.notices],
             }
         )
         return
@@ -89,6 +96,8 @@ def load(conn: Connection, view: GenerationView) -> Shown:
         reads.attempts(conn, view.id),
         reads.events(conn, view.id),
         reads.strays(conn, generation_id=view.id),
+        # In the order in which they are told.
+        reading.listing(conn, generation_id=view.id, limit=_MOST_NOTICES)[::-1],
         None if view.ended else waiting.why(conn, view),
     )
 
@@ -153,6 +162,13 @@ def _print(to: Console, shown: Shown, *, urls: bool) -> None:
         to.print(f"{line}, seed {attempt.seed} {drawn}", markup=False)
     to.print("\n[bold]history[/]")
     to.print(timeline(shown.events, shown.view.created_at))
+    if shown.notices:
+        to.print("\n[bold]notices[/]")
+    for notice in shown.notices:
+        why = f" ({notice.error})" if notice.error else ""
+        at = output.time_text(notice.settled_at or notice.due_at)
+        line = f"  {notice.type}  {notice.status}, {at}, to {redact(notice.to or '')}{why}"
+        to.print(line, markup=False)
     if shown.strays:
         to.print("\n[bold yellow]remote tasks that no generation follows[/]")
     for stray in shown.strays:

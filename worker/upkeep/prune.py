@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, delete, exists, func, literal, or_, select
 
 from models.base import Base, table_of
+from models.notices import Notice, NoticeReceiver, State
 from models.tables import (
     BalanceSnapshot,
     Generation,
@@ -28,6 +29,7 @@ from worker.settings import Settings
 log = logging.getLogger(__name__)
 
 BATCH = 500
+_DAY = 86_400.0
 RUN_SECONDS = 300.0
 """How long one run may take. A first run over years of rows is spread over many."""
 
@@ -35,6 +37,8 @@ g = table_of(Generation).c
 e = table_of(GenerationEvent).c
 u = table_of(Upload).c
 s = table_of(StrayTask).c
+n = table_of(Notice).c
+r = table_of(NoticeReceiver).c
 
 Batch = Callable[[Connection], int]
 
@@ -69,6 +73,8 @@ def _batches(settings: Settings) -> dict[str, Batch]:
         "rejected messages": _older(RejectedMessage, settings.retain_rejected),
         "balance snapshots": _older(BalanceSnapshot, settings.retain_balances),
         "uploads": lambda conn: _uploads(conn, settings.upload_valid),
+        "notices": lambda conn: _notices(conn, settings.retain_notices),
+        "failing receivers": _receivers,
     }
     if events:
         batches["events"] = lambda conn: _events(conn, events)
@@ -97,7 +103,12 @@ def _generations(conn: Connection, seconds: float) -> int:
     """
     old = (
         select(g.id)
-        .where(g.created_at < _ago(seconds), g.finished_at < _ago(seconds))
+        .where(
+            g.created_at < _ago(seconds),
+            g.finished_at < _ago(seconds),
+            # Its producer is still to be told.
+            ~exists().where(n.generation_id == g.id, n.status == State.PENDING),
+        )
         .order_by(g.created_at)
         .limit(BATCH)
         .with_for_update(skip_locked=True)
@@ -134,6 +145,31 @@ def _uploads(conn: Connection, valid: float) -> int:
     )
     gone = delete(Upload).where(u.sha256 == old.c.sha256, u.content_type == old.c.content_type)
     return conn.execute(gone).rowcount
+
+
+def _notices(conn: Connection, seconds: float) -> int:
+    """Notices that were delivered or set aside so long ago."""
+    old = (
+        select(n.id)
+        .where(n.status != State.PENDING, n.settled_at < _ago(seconds))
+        .limit(BATCH)
+        .with_for_update(skip_locked=True)
+    )
+    return _delete(conn, Notice, n.id.in_(old))
+
+
+def _receivers(conn: Connection) -> int:
+    """Receivers that failed, and that nothing is meant for any more."""
+    idle = (
+        select(r.receiver)
+        .where(
+            r.retry_at < _ago(_DAY),
+            ~exists().where(n.receiver == r.receiver, n.status == State.PENDING),
+        )
+        .limit(BATCH)
+        .with_for_update(skip_locked=True)
+    )
+    return _delete(conn, NoticeReceiver, r.receiver.in_(idle))
 
 
 def _strays(conn: Connection, seconds: float) -> int:
