@@ -5,17 +5,21 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import requests
 from sqlalchemy import func, select, text
+from standardwebhooks import Webhook
 
 import simulator
 from models.lifecycle import Status
 from models.tables import Generation
 from tests.acceptance.conftest import BIN, ROOT, Process, Service, wait_for
 from tests.acceptance.test_gateway import free_port
+from tests.receiver import SECRET
+from worker.webhook_secrets import new_webhook_secret
 
 EXAMPLES = ROOT / "examples"
 
@@ -23,13 +27,14 @@ EXAMPLES = ROOT / "examples"
 class Shop:
     """A web server with an example in it."""
 
-    def __init__(self, service: Service, folder: Path, app: str, *options: str) -> None:
+    def __init__(self, service: Service, folder: Path, app: str, *options: str, **env: str) -> None:
         self.url = f"http://127.0.0.1:{free_port()}"
         port = self.url.rpartition(":")[2]
         command = [str(BIN / "uvicorn"), *options, app, "--port", port, "--log-level", "warning"]
         env = {
             "SEEDANCE_DATABASE_URL": service.env["SEEDANCE_DATABASE_URL"],
             "PYTHONPATH": str(folder),
+            **env,
         }
         self.process = Process(command, env, service._folder / f"{folder.name}.log")
 
@@ -152,3 +157,52 @@ def test_the_django_migration_is_what_the_model_says(service: Service):
     check = [sys.executable, "-m", "django", "makemigrations", "--check", "--dry-run"]
     done = subprocess.run(check, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_receiver_verifies_stores_once_and_refuses_everything_else(
+    service: Service, tmp_path: Path
+):
+    hooks = Shop(
+        service,
+        EXAMPLES / "webhook_receiver",
+        "receiver:app",
+        WEBHOOK_SECRETS=f"{new_webhook_secret()} {SECRET}",
+        RECEIVER_DATABASE=str(tmp_path / "receiver.sqlite"),
+    ).up()
+    try:
+        address = f"{hooks.url}/hooks/video"
+        private = {
+            "SEEDANCE_WEBHOOK_SECRETS": SECRET,
+            "SEEDANCE_ALLOW_PRIVATE_WEBHOOKS": "true",
+        }
+        service.ready(service.worker(**private))
+        generation_id = service.enqueue(
+            notify={"webhook": address, "on": "change"}, private_webhooks=True
+        )
+
+        def known() -> dict[str, str]:
+            return requests.get(f"{hooks.url}/videos", timeout=30).json()
+
+        wait_for(lambda: known().get(str(generation_id)) == "completed", "it is told")
+
+        def post(secret: str, notice_id: str, status: str, sequence: int, ago: int = 0) -> int:
+            now = datetime.now(UTC) - timedelta(seconds=ago)
+            data = {"id": "another", "status": status, "sequence": sequence}
+            body = json.dumps({"type": f"generation.{status}", "data": data})
+            headers = {
+                "webhook-id": notice_id,
+                "webhook-timestamp": str(int(now.timestamp())),
+                "webhook-signature": Webhook(secret).sign(notice_id, now, body),
+            }
+            return requests.post(address, data=body, headers=headers, timeout=30).status_code
+
+        assert post(SECRET, "one", "running", 2) == 204
+        assert post(SECRET, "one", "completed", 3) == 204, "heard before: says yes, does nothing"
+        assert post(SECRET, "zero", "uploading", 1) == 204, "late: does not go back"
+        assert known()["another"] == "running"
+        assert post(new_webhook_secret(), "two", "completed", 3) == 401, "a stranger"
+        assert post(SECRET, "three", "completed", 3, ago=400) == 401, "a recording"
+        assert requests.post(address, json={}, timeout=30).status_code == 401
+        assert known() == {str(generation_id): "completed", "another": "running"}
+    finally:
+        hooks.process.kill()

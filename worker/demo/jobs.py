@@ -98,20 +98,23 @@ def _request(text: str, **fields: Any) -> dict[str, Any]:
     return {"content": [{"type": "text", "text": text}, *references], **fields}
 
 
-def send(job: Job, broker_url: str) -> uuid.UUID:
-    """Enqueue a job the way it says, and return the generation's id."""
+def send(job: Job, broker_url: str, webhook: str) -> uuid.UUID:
+    """Enqueue a job the way it says, and return the generation's id; `webhook` is told its end."""
+    options = {"tenant": "demo", "notify": {"webhook": webhook}, **job.options}
     if job.by == "send_task()":
-        return _bare_client(broker_url)(job.request)
-    return enqueue(job.request, tenant="demo", **job.options)
+        return _bare_client(broker_url)(job.request, options)
+    return enqueue(job.request, **options)
 
 
-def _bare_client(broker_url: str) -> Callable[[Mapping[str, Any]], uuid.UUID]:
+def _bare_client(
+    broker_url: str,
+) -> Callable[[Mapping[str, Any], Mapping[str, Any]], uuid.UUID]:
     """A Celery client that knows the broker's address and the task's name, and nothing else."""
 
-    def send_task(request: Mapping[str, Any]) -> uuid.UUID:
+    def send_task(request: Mapping[str, Any], options: Mapping[str, Any]) -> uuid.UUID:
         with Celery(broker=broker_url) as client:
             sent = client.send_task(
-                "seedance.generate", kwargs={"request": dict(request), "tenant": "demo"}
+                "seedance.generate", kwargs={"request": dict(request), **options}
             )
         # The generation's id is the id of the task.
         return uuid.UUID(sent.id)

@@ -22,9 +22,12 @@ from worker.cli.errors import BadInput, Failed
 from worker.cli.output import credits_text
 from worker.demo import verdict
 from worker.demo.jobs import Job, jobs, media, send, total
+from worker.demo.listener import Listener
 from worker.demo.screen import Line, Screen, summary
 from worker.embedded import EmbeddedPostgres, Servers
+from worker.notify import ALLOW_PRIVATE
 from worker.supervisor import Supervisor
+from worker.webhook_secrets import new_webhook_secret
 
 DATABASE = "SEEDANCE_DATABASE_URL"
 BROKER = "SEEDANCE_BROKER_URL"
@@ -33,6 +36,7 @@ KEY = "sim-key"
 _DATABASE_NAME = "demo"
 _SPEED = "25"
 _PATIENCE = 120.0
+_WEBHOOK_PATIENCE = 20.0
 _LOOK_EVERY = 0.2
 _TAIL = 40
 
@@ -63,6 +67,7 @@ class _Where:
     api_url: str
     gateway_url: str
     folder: Path
+    webhook_secret: str
 
 
 def run(folder: Path, *, plain: bool, workers: int) -> int:
@@ -91,11 +96,14 @@ def run(folder: Path, *, plain: bool, workers: int) -> int:
             stack.local_url(port),
             stack.local_url(gateway_port),
             servers.data_dir,
+            new_webhook_secret(),
         )
+        listener = defer.enter_context(Listener(where.webhook_secret))
         log = servers.data_dir / "processes.log"
         output = defer.enter_context(log.open("w", encoding="utf-8"))
         env = _environment(where)
-        os.environ[DATABASE] = database_url  # for `enqueue`, as in any producer
+        # For `enqueue`, as in any producer.
+        os.environ.update({DATABASE: database_url, ALLOW_PRIVATE: env[ALLOW_PRIVATE]})
         defer.enter_context(stack_file.published(servers.data_dir, env))
         specs = [
             stack.simulator(port, "--speed", _SPEED),
@@ -108,7 +116,7 @@ def run(folder: Path, *, plain: bool, workers: int) -> int:
         try:
             _wait_ready(supervisor)
             screen.step(f"simulator, {workers} workers, beat, gateway run (log: {_shown(log)})")
-            found = _work(screen, where, engine)
+            found = _work(screen, where, engine, listener)
         except KeyboardInterrupt:
             found = []  # whoever stops it needs no log
             raise
@@ -175,6 +183,8 @@ def _environment(where: _Where) -> dict[str, str]:
         "SEEDANCE_API_BASE_URL": where.api_url,
         "SEEDANCE_PUBLIC_URL": where.gateway_url,
         "SEEDANCE_MEDIA_ROOTS": str(media()[0]),
+        "SEEDANCE_WEBHOOK_SECRETS": where.webhook_secret,
+        ALLOW_PRIVATE: "true",  # the listener is next door
     }
 
 
@@ -185,11 +195,11 @@ def _wait_ready(supervisor: Supervisor) -> None:
         raise Failed(f"the service did not come up: {error}") from None
 
 
-def _work(screen: Screen, where: _Where, engine: Engine) -> list[str]:
+def _work(screen: Screen, where: _Where, engine: Engine, listener: Listener) -> list[str]:
     """Send the jobs, watch them, and say what is not as it should be."""
     with engine.connect() as conn:
         began = conn.execute(select(func.now())).scalar_one()
-    sent = [(job, send(job, where.broker_url)) for job in jobs()]
+    sent = [(job, send(job, where.broker_url, listener.url)) for job in jobs()]
     screen.step(f"{len(sent)} generations enqueued")
     lines = _follow(screen, engine, sent)
     with engine.connect() as conn:
@@ -209,7 +219,20 @@ def _work(screen: Screen, where: _Where, engine: Engine) -> list[str]:
     )
     taken = sum("200" in task["callbacks"] for task in tasks)
     screen.step(f"callbacks: {taken} of {len(tasks)} taken in by the gateway so far")
+    found += _hear(screen, lines, listener)
     return found + _check_video(screen, lines)
+
+
+def _hear(screen: Screen, lines: Sequence[Line], listener: Listener) -> list[str]:
+    """Wait a little for the last webhooks, and say what came."""
+    deadline = time.monotonic() + _WEBHOOK_PATIENCE
+    while (found := verdict.notice_problems(lines, listener.heard)) and (
+        time.monotonic() < deadline
+    ):
+        time.sleep(_LOOK_EVERY)
+    verified = len(listener.heard.statuses)
+    screen.step(f"webhooks: {verified} of {len(lines)} came to a listener, signatures verified")
+    return found
 
 
 def _check_video(screen: Screen, lines: Sequence[Line]) -> list[str]:

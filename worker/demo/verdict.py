@@ -16,6 +16,7 @@ from models.ledger.reading import Imbalance
 from models.reads import EventView
 from worker.cli.output import credits_text
 from worker.demo.jobs import total
+from worker.demo.listener import Heard
 from worker.demo.screen import Line
 
 _MP4_MARK = slice(4, 8)
@@ -92,6 +93,18 @@ def _of_line(line: Line, histories: Mapping[uuid.UUID, Sequence[EventView]]) -> 
         yield f"{name}: its history lacks {', '.join(sorted(missing))}"
     if view.metadata != job.options.get("metadata"):
         yield f"{name}: its metadata came back as {view.metadata}"
+
+
+def notice_problems(lines: Sequence[Line], heard: Heard) -> list[str]:
+    """What is wrong with the webhooks that came, of those that have to."""
+    found = [
+        f"{line.job.name}: the verified webhook said {heard.statuses.get(str(line.id))}"
+        for line in lines
+        if heard.statuses.get(str(line.id)) != line.job.ends
+    ]
+    if heard.unverified:
+        found.append(f"{heard.unverified} webhooks could not be verified")
+    return found
 
 
 def video_problem(url: str) -> tuple[str | None, int]:
