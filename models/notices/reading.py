@@ -11,6 +11,8 @@ from sqlalchemy import ColumnElement, Connection, func, select, update
 from models.base import table_of
 from models.lifecycle import Note
 from models.notices.table import Notice, NoticeReceiver, State, Target
+from models.operating import actions
+from models.operating.actions import Action, By
 from models.tables import Generation
 from models.transitions.core import note
 
@@ -134,10 +136,11 @@ def receivers(conn: Connection) -> list[ReceiverView]:
     return [ReceiverView(**row._asdict()) for row in rows]
 
 
-def resend(conn: Connection, ids: Sequence[uuid.UUID], *, by: str) -> list[uuid.UUID]:
+def resend(conn: Connection, ids: Sequence[uuid.UUID], *, by: By) -> list[uuid.UUID]:
     """Make notices due again, delivered ones as well, under the ids that they have.
 
-    Their time begins anew. Who did it is in the histories. Returns those that there were.
+    Their time begins anew. Who did it is recorded, and in the histories. Returns those that there
+    were.
     """
     done = conn.execute(
         update(Notice)
@@ -156,7 +159,9 @@ def resend(conn: Connection, ids: Sequence[uuid.UUID], *, by: str) -> list[uuid.
         .returning(n.id, n.generation_id, n.sequence, n.target)
     ).all()
     for row in done:
-        detail = {"by": by, "notice": str(row.id), "sequence": row.sequence, "to": row.target}
+        detail = {"notice": str(row.id), "sequence": row.sequence, "to": row.target}
+        actions.record_of(conn, Action.NOTICE_RESEND, by, [row.generation_id], detail=detail)
+        detail["by"] = by.told
         note(conn, row.generation_id, Note.NOTICE_RESENT, detail=detail)
     return [row.id for row in done]
 

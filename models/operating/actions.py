@@ -29,6 +29,7 @@ class Action(StrEnum):
     RESUME = "resume"
     BUDGET_SET = "budget_set"
     BUDGET_REMOVE = "budget_remove"
+    NOTICE_RESEND = "notice_resend"
 
 
 @dataclass(frozen=True)

@@ -137,9 +137,44 @@ def test_a_webhook_says_what_became_of_it_and_is_signed(desk, receiver):
             "error_code": None,
             "error_message": None,
             "has_video": True,
+            "artifacts": [],
         },
     }
     assert "cdn.example" not in json.dumps(heard.payload)
+
+
+def test_a_completed_one_waits_for_the_archive_and_tells_what_it_stored(desk, receiver):
+    with desk.rt.engine.begin() as conn:
+        generation_id = rows.make(
+            conn, Status.RUNNING, notify={"on": "end", "webhook": receiver.url()}
+        )
+        transitions.apply_observation(conn, rows.seen(f"task-{generation_id.hex}", "completed"))
+        made = (
+            "INSERT INTO artifacts (generation_id, kind, due_at, available_until)"
+            " VALUES (:id, :kind, now(), now() + interval '7 days')"
+        )
+        for kind in ("video", "last_frame"):
+            conn.execute(text(made), {"id": generation_id, "kind": kind})
+    desk.work()
+    view = desk.view(generation_id)
+    assert (receiver.heard, view.tries, view.error) == ([], 0, "waits for the archive")
+
+    desk.sql(
+        "UPDATE artifacts SET due_at = NULL, stored_at = now(), uri = 'file:///videos/a.mp4',"
+        " bytes = 7, sha256 = repeat('a', 64), content_type = 'video/mp4' WHERE kind = 'video'"
+    )
+    desk.sql("UPDATE notices SET due_at = now(), since = now() - interval '16 min'")
+    desk.work()
+    [heard] = receiver.heard
+    assert heard.data["artifacts"] == [
+        {
+            "kind": "video",
+            "uri": "file:///videos/a.mp4",
+            "bytes": 7,
+            "sha256": "a" * 64,
+            "content_type": "video/mp4",
+        }
+    ], "the last frame takes too long: it isn't waited for for ever"
 
 
 def test_all_secrets_sign_while_they_are_changed(make_runtime, receiver):

@@ -11,6 +11,8 @@ from models.intake import RefusedRequest
 from models.lifecycle import Event, Status
 from models.notices import State, Target, delivery, reading
 from models.notices.delivery import FORGIVEN, PER_RECEIVER, Claim
+from models.operating import actions
+from models.operating.actions import By
 from models.transitions.core import g, move
 from tests.integration import rows
 
@@ -255,7 +257,7 @@ def test_resending_begins_anew_under_the_same_id_and_is_told_in_the_history(conn
     delivery.dead(conn, slow, "HTTP 410")
     [there] = (reading.dead_ids(conn, receiver=None, limit=10),)
     assert reading.dead_ids(conn, receiver="queue:x", limit=10) == []
-    assert reading.resend(conn, there, by="operator jo") == [one.id]
+    assert reading.resend(conn, there, by=By("jo", "asked for")) == [one.id]
     assert not delivery.dead(conn, slow, "late"), "a delivery under way can't settle it"
     [again] = claim(conn)
     assert again.id == one.id
@@ -264,6 +266,8 @@ def test_resending_begins_anew_under_the_same_id_and_is_told_in_the_history(conn
     )
     assert detail["by"] == "operator jo"
     assert detail["notice"] == str(one.id)
+    [action] = actions.of_generation(conn, generation_id)
+    assert (action.action, action.actor, action.reason) == ("notice_resend", "jo", "asked for")
     assert reading.listing(conn, generation_id=generation_id)[0].tries == 0
 
 

@@ -10,8 +10,9 @@ from sqlalchemy import Connection
 from api_client import redact
 from models.notices import State, reading
 from models.notices.reading import NoticeView, ReceiverView
-from worker import operator
+from worker.author import author
 from worker.cli import output
+from worker.cli.acting import acting
 from worker.cli.context import database
 from worker.cli.errors import BadInput, Failed
 from worker.cli.lookup import find
@@ -110,21 +111,31 @@ def show(*, name: str, as_json: bool) -> None:
 @click.option(
     "-n", "--limit", type=click.IntRange(1, _MOST_AT_ONCE), default=1_000, show_default=True
 )
-def resend(*, names: tuple[str, ...], dead: bool, receiver: str | None, limit: int) -> None:
+@acting()
+def resend(
+    *,
+    names: tuple[str, ...],
+    dead: bool,
+    receiver: str | None,
+    limit: int,
+    by: str | None,
+    reason: str | None,
+) -> None:
     """Deliver notices again, delivered ones too, under the ids that they have.
 
-    A receiver that keeps the ids knows what it has had. The history keeps who did it.
+    A receiver that keeps the ids knows what it has had. `seedance history` keeps who did it.
     """
     if bool(names) == dead:
         raise BadInput("name notices, or give --dead")
     if receiver is not None and not dead:
         raise BadInput("--receiver goes with --dead")
+    who = author(by, reason)
     with database() as engine, engine.begin() as conn:
         if dead:
             ids = reading.dead_ids(conn, receiver=receiver, limit=limit)
         else:
             ids = [_find(conn, name).id for name in names]
-        done = reading.resend(conn, ids, by=operator.actor())
+        done = reading.resend(conn, ids, by=who)
     click.echo(f"{len(done)} notices are due again")
 
 

@@ -7,15 +7,17 @@ stays due until its receiver has taken it. It knows Celery as `send_task`.
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC
 from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import Connection
-from structlog.contextvars import bind_contextvars
 
 from api_client import redact
+from models.artifacts import reading
+from models.artifacts.reading import ArtifactView
+from models.lifecycle import Status
 from models.notices import Target, delivery
 from models.notices.delivery import FORGIVEN, LEFT_ALONE, Claim, Outgoing
 from models.schedule import backoff
@@ -38,6 +40,8 @@ LONGEST_RETRY_AFTER = 3_600.0
 """Seconds that a receiver may ask to be left alone."""
 UNSIGNED = 60.0
 """Seconds until it is looked again whether there is a secret to sign with."""
+ARCHIVE_PATIENCE = 900.0
+"""Seconds that the notice of a completed generation waits for its results to be stored."""
 IN_A_ROW = 5.0
 """Seconds for which one message goes on with the next notice of its receiver."""
 
@@ -49,14 +53,16 @@ def run(rt: Runtime, claim: SideClaim, send_task: SendTask | None = None) -> Non
     while held is not None:
         with rt.engine.begin() as conn:
             notice = delivery.load(conn, held)
-            if notice is not None and notice.target is Target.WEBHOOK and not _secrets(rt):
-                delivery.put_off(conn, held, UNSIGNED, "SEEDANCE_WEBHOOK_SECRETS is not set")
-                notice = None
-        if notice is None:
-            return
-        bind_contextvars(generation=str(notice.generation_id), notice=str(notice.id))
+            if notice is None:
+                return
+            artifacts = _artifacts(conn, notice)
+            obstacle = _obstacle(rt, notice, artifacts)
+            if obstacle is not None:
+                why, seconds = obstacle
+                delivery.put_off(conn, held, seconds, why)
+                return
         reached("deliver.before_send")
-        answer = _send(rt, notice, send_task)
+        answer = _send(rt, notice, payload(notice, artifacts), send_task)
         reached("deliver.after_send")
         with rt.engine.begin() as conn:
             _record(conn, rt.settings, notice, answer)
@@ -65,7 +71,25 @@ def run(rt: Runtime, claim: SideClaim, send_task: SendTask | None = None) -> Non
                 held = delivery.claim_next(conn, notice.receiver, rt.settings.lease)
 
 
-def payload(notice: Outgoing) -> dict[str, Any]:
+def _artifacts(conn: Connection, notice: Outgoing) -> list[ArtifactView]:
+    if notice.data["status"] != Status.COMPLETED:
+        return []
+    return reading.of(conn, notice.generation_id)
+
+
+def _obstacle(
+    rt: Runtime, notice: Outgoing, artifacts: Sequence[ArtifactView]
+) -> tuple[str, float] | None:
+    """Why it can't be sent yet, if so, and in how many seconds to look again."""
+    if notice.target is Target.WEBHOOK and not _secrets(rt):
+        return "SEEDANCE_WEBHOOK_SECRETS is not set", UNSIGNED
+    storing = any(one.due_at is not None for one in artifacts)
+    if storing and notice.age < ARCHIVE_PATIENCE:
+        return "waits for the archive", min(5.0, 0.5 + notice.age / 4)
+    return None
+
+
+def payload(notice: Outgoing, artifacts: Sequence[ArtifactView] = ()) -> dict[str, Any]:
     """What a receiver gets. It never has a signed address: notices end up in logs."""
     data = notice.data
     cost = data["credit_cost"]
@@ -84,6 +108,17 @@ def payload(notice: Outgoing) -> dict[str, Any]:
             "error_code": data["error_code"],
             "error_message": None if message is None else redact(message),
             "has_video": data["has_video"],
+            "artifacts": [
+                {
+                    "kind": one.kind,
+                    "uri": redact(one.uri),
+                    "bytes": one.bytes,
+                    "sha256": one.sha256,
+                    "content_type": one.content_type,
+                }
+                for one in artifacts
+                if one.uri is not None
+            ],
         },
     }
 
@@ -92,7 +127,9 @@ def _secrets(rt: Runtime) -> list[str]:
     return rt.settings.webhook_secrets.get_secret_value().split()
 
 
-def _send(rt: Runtime, notice: Outgoing, send_task: SendTask | None) -> Answer:
+def _send(
+    rt: Runtime, notice: Outgoing, told: Mapping[str, Any], send_task: SendTask | None
+) -> Answer:
     if notice.target is Target.WEBHOOK:
         sender = Sender(
             _secrets(rt),
@@ -101,7 +138,7 @@ def _send(rt: Runtime, notice: Outgoing, send_task: SendTask | None) -> Answer:
             connect_timeout=min(LONGEST_TRY / 2, rt.settings.lease / 4),
             total_timeout=min(LONGEST_TRY, rt.settings.lease / 2),
         )
-        return sender.send(notice.notify["webhook"], str(notice.id), payload(notice))
+        return sender.send(notice.notify["webhook"], str(notice.id), told)
     if send_task is None:
         return Refused("this process sends no Celery tasks", alive=True)
     try:
@@ -109,7 +146,7 @@ def _send(rt: Runtime, notice: Outgoing, send_task: SendTask | None) -> Answer:
             notice.notify["task"],
             notice.notify["queue"],
             str(notice.id),
-            {"notice": payload(notice)},
+            {"notice": told},
         )
     except Exception as error:  # noqa: BLE001  (brokers raise what they like; it is tried again)
         return Refused(f"the broker did not take it: {type(error).__name__}", alive=False)
