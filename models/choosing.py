@@ -1,9 +1,11 @@
 """Choosing generations: what operators list, count, and act on in bulk. Nothing here writes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, select
+from sqlalchemy import ColumnElement, Connection, Row, select
 
 from models.artifacts import Artifact
 from models.base import table_of
@@ -63,6 +65,26 @@ class Choice:
         if self.until is not None:
             wanted.append(g.created_at < self.until)
         return wanted
+
+
+def rows(
+    conn: Connection,
+    choice: Choice,
+    columns: Sequence[ColumnElement[Any]],
+    *,
+    among: frozenset[Status],
+    wished: bool = True,
+) -> Sequence[Row[Any]]:
+    """The ids, and these columns, of all that is chosen and of these statuses, the oldest first.
+
+    `wished=False` leaves out those whose cancel was asked for already.
+    """
+    also = [] if wished else [g.cancel_requested_at.is_(None)]
+    return conn.execute(
+        select(g.id, *columns)
+        .where(*choice.conditions(Holds.read(conn)), g.status.in_(sorted(among)), *also)
+        .order_by(g.created_at, g.id)
+    ).all()
 
 
 def newest(conn: Connection, choice: Choice, *, limit: int) -> list[GenerationView]:

@@ -98,6 +98,7 @@ class Note(StrEnum):
     NOTICE_RESENT = "notice_resent"
     ARCHIVED = "archived"
     LOST = "lost"
+    RETRIED = "retried"
 
 
 class Fence(StrEnum):

@@ -47,6 +47,13 @@ async def cancel(generation_id: uuid.UUID, *, session: Own | None = None) -> Gen
     return await _run(session, lambda own: producer.cancel(generation_id, session=own))
 
 
+async def retry(
+    generation_id: uuid.UUID, *, session: Own | None = None, **options: Any
+) -> uuid.UUID:
+    """`worker.producer.retry`, with its options."""
+    return await _run(session, lambda own: producer.retry(generation_id, session=own, **options))
+
+
 async def get(generation_id: uuid.UUID, *, session: Own | None = None) -> GenerationView:
     """`worker.producer.get`."""
     return await _run(session, lambda own: producer.get(generation_id, session=own))
@@ -142,6 +149,7 @@ __all__ = [
     "events",
     "get",
     "get_many",
+    "retry",
     "wait",
     "wait_many",
 ]

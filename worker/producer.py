@@ -29,8 +29,11 @@ from models import budgets, intake, reads, schedule, transitions
 from models.budgets import BudgetExceeded, BudgetView, Room
 from models.intake import IdempotencyConflict
 from models.reads import EventView, GenerationView
+from worker import retrying
+from worker.author import author
 from worker.producer_database import connection, engine, follower, joined
 from worker.requests import check_request, new_generation
+from worker.retrying import RetryRefused
 from worker.waiting import Deadline, Ends, History, StillRunningError, UnknownGenerationError
 
 BATCH = 1_000
@@ -150,6 +153,25 @@ def cancel(
         return _found(conn, generation_id)
 
 
+def retry(
+    generation_id: uuid.UUID,
+    *,
+    session: Session | Connection | None = None,
+    again: bool = False,
+    by: str | None = None,
+    reason: str | None = None,
+) -> uuid.UUID:
+    """Accept the request of a generation that ended without a video once more; the new one's id.
+
+    The two name each other (`retry_of`, `retried_as`). What the provider refused for its content
+    is final. `again`: also if it was retried, or is a retry, before; `by` and `reason` are kept.
+    Raises RetryRefused, BudgetExceeded and UnknownGenerationError.
+    """
+    who = author(by, reason)
+    with connection(session) as conn:
+        return retrying.retry(conn, generation_id, by=who, again=again)
+
+
 def get(generation_id: uuid.UUID, *, session: Session | Connection | None = None) -> GenerationView:
     """A generation as it is now. Raises UnknownGenerationError."""
     with connection(session) as conn:
@@ -234,6 +256,7 @@ __all__ = [
     "GenerationView",
     "IdempotencyConflict",
     "InvalidRequest",
+    "RetryRefused",
     "Room",
     "StillRunningError",
     "UnknownGenerationError",
@@ -246,6 +269,7 @@ __all__ = [
     "get",
     "get_many",
     "joined",
+    "retry",
     "wait",
     "wait_many",
 ]

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
-from models import gates
+from models import gates, transitions
 from tests.waiting import wait_for
 from worker.cli import run
 
@@ -191,6 +192,82 @@ def test_a_pause_holds_in_a_running_worker_and_is_told_everywhere(
     assert len(cli("history", "--action", "pause").splitlines()) == 2
     assert cli.json("history", "--since", "1h", "--by", "carl") == []
     assert cli.json("history", str(uuid.uuid4())) == []
+
+
+def ended_badly(rt: Any, cli: Cli, code: str = "INTERNAL_ERROR", **options: str) -> str:
+    """A generation that failed with this code, as `show` names it."""
+    flags = [word for name, value in options.items() for word in (f"--{name}", value)]
+    name: str = cli.json("generate", "--text", "a cat", *flags)["id"]
+    with rt.engine.begin() as conn:
+        transitions.admit(conn, [uuid.UUID(name)], lease_seconds=60)
+        lease = conn.execute(text("SELECT lease FROM generations WHERE id = :n"), {"n": name})
+        transitions.reject(conn, uuid.UUID(name), lease.scalar_one(), code=code, message="no")
+    return name
+
+
+def test_retry_one(cli: Cli, rt: Any) -> None:
+    first = ended_badly(rt, cli, tenant="acme")
+    who = ("--by", "ana", "--reason", "the provider's outage")
+    assert "1 would be retried; nothing was done" in cli("retry", first[:8], "--dry-run")
+    assert cli.json("show", first)["retried_as"] is None
+    [made] = cli.json("retry", first, *who)["retried"]
+    second = made["retried_as"]
+    before, after = cli.json("show", first), cli.json("show", second)
+    assert (before["retried_as"], after["retry_of"]) == (second, first)
+    assert (after["status"], after["tenant"]) == ("accepted", "acme")
+    [kept] = before["actions"]
+    assert (kept["action"], kept["actor"], kept["reason"]) == ("retry", *who[1::2])
+    shown = cli("show", first)
+    assert ["retried", "as", second] in [line.split() for line in shown.splitlines()]
+    assert "retry by ana: the provider's outage" in shown
+    assert [entry["kind"] for entry in after["ledger"]] == ["estimated"]
+
+    cli("retry", first, code=1)
+    assert "it was retried already; --again retries the last of its retries" in cli.err
+    assert "0 would be retried; nothing was done" in cli("retry", first, "--dry-run", code=1)
+    cli("retry", second, code=1)
+    assert "it has not ended: it is accepted" in cli.err
+    final = ended_badly(rt, cli, "CONTENT_MODERATION_FAILED")
+    cli("retry", final, "--again", code=1)
+    assert "refused its content, which is final (CONTENT_MODERATION_FAILED)" in cli.err
+    cli("retry", "nosuchid", code=1)
+    assert "there is no generation nosuchid" in cli.err
+
+
+def test_many_are_retried_or_cancelled_only_if_as_many_as_were_meant(cli: Cli, rt: Any) -> None:
+    lost = {ended_badly(rt, cli, tenant="acme") for _ in range(3)}
+    ended_badly(rt, cli, "COPYRIGHT_VIOLATION", tenant="acme")
+    ended_badly(rt, cli, tenant="other")
+    meant = ("retry", "--tenant", "acme", "--status", "failed", "--since", "1h")
+    told = cli(*meant, "--dry-run")
+    assert told == "3 would be retried; nothing was done\n"
+    assert "not retried: the provider refused its content, which is final" in cli.err
+    cli(*meant, code=2)
+    assert "3 would be retried: say --expect 3 if that is meant" in cli.err
+    cli(*meant, "--expect", "4", code=1)
+    assert "3 would be retried, not 4: nothing was done" in cli.err
+    assert cli.json("list", "--status", "accepted") == []
+    report = cli.json(*meant, "--expect", "3", "--reason", "outage")
+    assert {pair["id"] for pair in report["retried"]} == lost
+    assert report["refused"] == {"the provider refused its content, which is final": 1}
+    cli(*meant, "--expect", "3", code=1)
+    assert "0 would be retried, not 3" in cli.err
+
+    meant = ("cancel", "--tenant", "acme", "--waits-for", "slot")
+    assert cli(*meant, "--dry-run") == "3 would be cancelled; nothing was done\n"
+    cli(*meant, "--expect", "2", code=1)
+    assert "3 are cancelled; 0 will be" in cli(*meant, "--expect", "3", "--by", "bo")
+    assert len(cli.json("list", "--status", "cancelled", "--tenant", "acme")) == 3
+    assert cli(*meant, "--dry-run") == "0 would be cancelled; nothing was done\n"
+    told_by = [(a["action"], a["actor"]) for a in cli.json("history", "--action", "cancel")]
+    assert told_by == [("cancel", "bo")] * 3
+
+
+def test_what_is_chosen_is_never_everything_by_mistake(cli: Cli) -> None:
+    cli("cancel", "--dry-run", code=2)
+    assert "say which: ID…, or filters" in cli.err
+    cli("retry", "0b0e7f1a", "--tenant", "acme", code=2)
+    assert "named and chosen by filters: do one of both" in cli.err
 
 
 def test_budgets_are_changed_by_somebody(cli: Cli) -> None:

@@ -22,7 +22,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 def test_the_commands_are_those_that_were_promised() -> None:
     names = "demo up migrate worker beat generate show list watch cancel balance cost budget"
-    names += " reconcile resolve doctor simulator gateway pause resume history notices"
+    names += " reconcile resolve doctor simulator gateway retry pause resume history notices"
     assert set(COMMANDS) == set(names.split())
 
 
@@ -74,6 +74,10 @@ TEXT = ["generate", "--text", "a cat"]
         (["notices", "list", "--status", "lost"], "lost"),
         (["show"], "ID"),
         (["cancel"], "ID"),
+        (["retry"], "ID"),
+        (["retry", "--error-class", "shrug"], "shrug"),
+        (["list", "--waits-for", "godot"], "godot"),
+        (["list", "--since", "1h", "--until", "2h"], "--until is '2h'; allowed: a time after"),
         (["pause"], "--reason"),
         (["pause", "--reason", " "], "reason is ' '; allowed: printable text"),
         (["pause", "--reason", "x", "--tenant", ""], "tenant is ''; allowed: printable text"),

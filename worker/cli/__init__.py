@@ -32,6 +32,7 @@ COMMANDS = {
     "list": "listing",
     "watch": "watch",
     "cancel": "cancel",
+    "retry": "retry",
     "pause": "pausing",
     "resume": "pausing",
     "history": "history",

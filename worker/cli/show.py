@@ -13,12 +13,16 @@ from sqlalchemy import Connection, select
 from api_client.redaction import redact, redact_all
 from models import reads, waiting
 from models.base import table_of
+from models.ledger.reading import EntryView, entries
 from models.notices import reading
 from models.notices.reading import NoticeView
+from models.operating import actions
+from models.operating.actions import ActionView
 from models.reads import AttemptView, EventView, GenerationView, StrayView
 from models.tables import Generation, Upload
 from worker.cli import output
 from worker.cli.context import database
+from worker.cli.history import detail_text
 from worker.cli.lookup import find
 from worker.cli.notices import notice_json
 from worker.requests import UPLOADABLE
@@ -51,6 +55,8 @@ class Shown:
     events: list[EventView]
     strays: list[StrayView]
     notices: list[NoticeView]
+    ledger: list[EntryView]
+    actions: list[ActionView]
     waits_for: str | None
     """Why it waits, as of now."""
 
@@ -60,7 +66,7 @@ class Shown:
 @click.option("--url", "urls", is_flag=True, help="Print the video's signed address as well.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(*, name: str, urls: bool, as_json: bool) -> None:
-    """Show a generation: its fields, references, attempts, history.
+    """Show a generation: its fields, references, attempts, history, credits, and who did what.
 
     ID is the generation's id, the first 8 or more characters of it, or the id of its remote
     task. Signed addresses are keys while they live: they are shown only with --url.
@@ -82,6 +88,8 @@ def show(*, name: str, urls: bool, as_json: bool) -> None:
                 "events": shown.events,
                 "strays": shown.strays,
                 "notices": [notice_json(notice) for notice in shown.notices],
+                "ledger": shown.ledger,
+                "actions": shown.actions,
             }
         )
         return
@@ -98,6 +106,8 @@ def load(conn: Connection, view: GenerationView) -> Shown:
         reads.strays(conn, generation_id=view.id),
         # In the order in which they are told.
         reading.listing(conn, generation_id=view.id, limit=_MOST_NOTICES)[::-1],
+        entries(conn, view.id),
+        actions.of_generation(conn, view.id),
         None if view.ended else waiting.why(conn, view),
     )
 
@@ -169,12 +179,37 @@ def _print(to: Console, shown: Shown, *, urls: bool) -> None:
         at = output.time_text(notice.settled_at or notice.due_at)
         line = f"  {notice.type}  {notice.status}, {at}, to {redact(notice.to or '')}{why}"
         to.print(line, markup=False)
+    if shown.ledger:
+        to.print("\n[bold]credits[/]")
+        to.print(_ledger(shown.ledger, shown.view.created_at))
+    if shown.actions:
+        to.print("\n[bold]operators[/]")
+    for action in shown.actions:
+        line = f"  {output.time_text(action.at)}  {action.action} by {action.actor}"
+        why = f": {action.reason}" if action.reason else ""
+        detail = f" ({detail_text(action)})" if action.detail else ""
+        to.print(f"{line}{why}{detail}", markup=False)
     if shown.strays:
         to.print("\n[bold yellow]remote tasks that no generation follows[/]")
     for stray in shown.strays:
         cost = output.credits_text(stray.credit_cost)
         line = f"  {stray.task_id}  {stray.kind}, {stray.status}, {cost} credits"
         to.print(f"{line}, attempt {stray.attempt}", markup=False)
+
+
+def _ledger(booked: list[EntryView], since: datetime) -> Table:
+    """What was booked, with the seconds since the generation was accepted."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(justify="right", style="dim", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(style="dim", overflow="fold")
+    for entry in booked:
+        seconds = max(0.0, (entry.at - since).total_seconds())
+        amount = output.credits_text(entry.amount) + (" (assumed)" if entry.assumed else "")
+        about = " ".join(filter(None, (entry.event, entry.remote_task_id)))
+        table.add_row(f"  +{seconds:.1f}s", entry.kind, amount, about)
+    return table
 
 
 def timeline(events: list[EventView], since: datetime) -> Table:
@@ -208,6 +243,8 @@ def _fields(view: GenerationView, waits_for: str | None, *, urls: bool) -> list[
         ("attention", view.attention),
         ("waits for", waits_for),
         ("blocked by", view.blocked_by),
+        ("retry of", view.retry_of),
+        ("retried as", view.retried_as),
         ("error", " ".join(filter(None, (view.error_code, view.error_message)))),
         ("remote task", view.remote_task_id),
         ("remote status", view.remote_status),
