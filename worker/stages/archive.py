@@ -8,6 +8,7 @@ import logging
 import time
 
 from sqlalchemy import Connection, Engine
+from structlog.contextvars import bind_contextvars
 
 from api_client import ApiError, Disposition, RateLimited
 from models.artifacts import Kind, storing
@@ -48,6 +49,7 @@ class NoAddressError(Exception):
 def run(rt: Runtime, claim: SideClaim) -> None:
     """Fetch and store one claimed artifact, named as in `Key`."""
     key, lease = Key.parse(claim.id), claim.lease
+    bind_contextvars(generation=str(key.generation_id))
     if rt.archive is None:
         with rt.engine.begin() as conn:
             storing.put_off(conn, key, lease, ELSEWHERE)
