@@ -5,7 +5,7 @@ import os
 from sqlalchemy import Connection, text
 
 from alembic import context
-from models import artifacts, ledger, notices, operating  # noqa: F401  (for the metadata)
+from models import artifacts, ledger, metrics, notices, operating  # noqa: F401  (for the metadata)
 from models.database import make_engine
 from models.tables import Base
 

@@ -43,6 +43,7 @@ from api_client.errors import (
     WaitTimeout,
 )
 from api_client.media import media_type
+from api_client.observing import Outcome, RequestSeen
 from api_client.pricing import PRICES, ROUNDING, estimate_cost
 from api_client.redaction import redact
 from api_client.request import ContentItem, GenerationRequest
@@ -69,8 +70,10 @@ __all__ = [
     "InvalidApiKey",
     "InvalidRequest",
     "NotSent",
+    "Outcome",
     "Presigned",
     "RateLimited",
+    "RequestSeen",
     "SeedanceClient",
     "SeedanceError",
     "StorageRefused",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, BinaryIO, Final, TypeVar
 
 from pydantic import ValidationError
@@ -9,6 +11,7 @@ from pydantic import ValidationError
 from api_client.answers import Answer, Presigned, Submitted, TaskStatus
 from api_client.envelope import Envelope, decode
 from api_client.errors import ApiError, Disposition, InvalidRequest
+from api_client.observing import RequestSeen, seen
 from api_client.redaction import redact
 from api_client.transport import Reply, Transport
 from api_client.upload import Body, Progress
@@ -16,7 +19,7 @@ from api_client.verdicts import SUCCESS, Endpoint, classify, error_class
 from api_client.wire import Abandoned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from api_client.config import ClientConfig
 
@@ -35,8 +38,10 @@ class Calls:
         throttle: Callable[[str], None] | None,
         sleep: Callable[[float], None],
         uniform: Callable[[float, float], float],
+        observer: Callable[[RequestSeen], None] | None,
     ) -> None:
         self._config = config
+        self._observer = observer
         self._throttle = throttle
         self._sleep = sleep
         self._uniform = uniform
@@ -73,17 +78,18 @@ class Calls:
                 tokens -= 1
             elif self._throttle is not None:
                 self._throttle(endpoint)
-            reply = self._api.exchange(
-                endpoint,
-                method,
-                self._config.base_url + path,
-                params=params,
-                headers={"Content-Type": "application/json"} if body is not None else None,
-                body=body,
-                before_send=before_send,
-                total=self._config.total_timeout,
-            )
-            return self._interpret(kind, endpoint, reply)
+            with self._observed(endpoint):
+                reply = self._api.exchange(
+                    endpoint,
+                    method,
+                    self._config.base_url + path,
+                    params=params,
+                    headers={"Content-Type": "application/json"} if body is not None else None,
+                    body=body,
+                    before_send=before_send,
+                    total=self._config.total_timeout,
+                )
+                return self._interpret(kind, endpoint, reply)
 
         return self._repeat(once, retry=retry)
 
@@ -105,20 +111,40 @@ class Calls:
                 source.seek(start)
             total = self._config.upload_timeout
             body = Body(source, size, total, progress)
-            reply = self._storage.exchange(
-                "storage",
-                "PUT",
-                presigned.presigned_url,
-                headers={"Content-Type": content_type},
-                body=body,
-                total=total,
-            )
-            if not 200 <= reply.status < 300:
-                # The storage's own answer may quote the signed request: it isn't repeated here.
-                raise self._error("storage", Envelope(), reply, "the storage refused the file")
+            with self._observed("storage"):
+                reply = self._storage.exchange(
+                    "storage",
+                    "PUT",
+                    presigned.presigned_url,
+                    headers={"Content-Type": content_type},
+                    body=body,
+                    total=total,
+                )
+                if not 200 <= reply.status < 300:
+                    # The storage's own answer may quote the signed request: it isn't repeated here.
+                    raise self._error("storage", Envelope(), reply, "the storage refused the file")
             return body.sha256
 
         return self._repeat(once, retry=seekable)
+
+    @contextmanager
+    def _observed(self, endpoint: Endpoint) -> Iterator[None]:
+        """Tells the observer of one request; nothing that it does changes what comes of that."""
+        if self._observer is None:
+            yield
+            return
+        started = time.monotonic()
+        try:
+            yield
+        except ApiError as error:
+            self._tell(seen(endpoint, time.monotonic() - started, error))
+            raise
+        self._tell(seen(endpoint, time.monotonic() - started))
+
+    def _tell(self, request: RequestSeen) -> None:
+        with suppress(Exception):
+            if self._observer is not None:
+                self._observer(request)
 
     def _interpret(self, kind: type[A], endpoint: Endpoint, reply: Reply) -> A:
         envelope = decode(reply.body)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from api_client.config import ClientConfig
+    from api_client.observing import RequestSeen
     from api_client.request import GenerationRequest
     from api_client.upload import Progress
 
@@ -42,7 +43,7 @@ class SeedanceClient:
     """The Seedance 2.0 API. Threads may share one; a forked process needs its own.
 
     `throttle` is called with the endpoint's name before each request to the API, and may block;
-    `sleep` and `uniform` are there for tests.
+    `sleep` and `uniform` are there for tests. `observer` is told of each request once it is over.
 
     Every call raises `ApiError`, whose `disposition` says what may be done, and `InvalidRequest`
     before anything is sent. Calls with `retry` repeat what may be repeated (`Disposition.RETRY`)
@@ -57,10 +58,11 @@ class SeedanceClient:
         *,
         sleep: Callable[[float], None] = time.sleep,
         uniform: Callable[[float, float], float] = random.uniform,
+        observer: Callable[[RequestSeen], None] | None = None,
     ) -> None:
         self.config = config
         self._sleep = sleep
-        self._calls = Calls(config, throttle, sleep, uniform)
+        self._calls = Calls(config, throttle, sleep, uniform, observer)
 
     def __enter__(self) -> Self:
         return self

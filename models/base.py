@@ -5,7 +5,17 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, cast
 
-from sqlalchemy import ColumnElement, MetaData, Numeric, Table, Text, any_, bindparam
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    MetaData,
+    Numeric,
+    Table,
+    Text,
+    any_,
+    bindparam,
+    text,
+)
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, mapped_column
 
@@ -23,6 +33,12 @@ Instant = Annotated[datetime, mapped_column(TIMESTAMP(timezone=True))]
 
 Credits = Annotated[Decimal, mapped_column(Numeric(14, 4))]
 """An amount of the provider's credits, exact."""
+
+Txid = Annotated[
+    int | None,
+    mapped_column(BigInteger, server_default=text("((pg_current_xact_id())::text)::bigint")),
+]
+"""The transaction that wrote the row, for `models.metrics.totals`; null in what is older."""
 
 Json = Annotated[dict[str, Any], mapped_column(JSONB(none_as_null=True))]
 

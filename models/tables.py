@@ -24,7 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import Base, Credits, Instant, Json
+from models.base import Base, Credits, Instant, Json, Txid
 from models.lifecycle import IN_DOUBT, LIVE, OPEN_OUTCOMES, TERMINAL, Status
 
 DEFAULT_TENANT = "default"
@@ -187,7 +187,12 @@ class GenerationEvent(Base):
     attempt: Mapped[int | None] = mapped_column(Integer)
     detail: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
 
-    __table_args__ = (Index("ix_generation_events_generation", "generation_id", "id"),)
+    txid: Mapped[Txid]
+
+    __table_args__ = (
+        Index("ix_generation_events_generation", "generation_id", "id"),
+        Index("ix_generation_events_txid", "txid"),
+    )
 
 
 OPEN_ATTEMPT_SQL = f"(outcome IS NULL OR outcome IN {OPEN_OUTCOMES})"

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import math
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from sqlalchemy import Connection, make_url
 from models import credit, gates, schedule, submission, transitions
 from models.credit import Purse, Senior
 from models.gates import GateName
+from models.metrics import pulses
 from models.schedule import Claim, Stage
 from worker.crash_points import reached
 from worker.runtime import Runtime
@@ -80,7 +82,8 @@ class Dispatcher:
         self._purse: Purse | None = None
         self._senior: Senior | None = None
         self._short = False
-        self._told = self._asked = -math.inf
+        self._told = self._asked = self._pulsed = -math.inf
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._unknown_since: float | None = None
         heartbeat = os.environ.get("SEEDANCE_HEARTBEAT_FILE")
         self._heartbeat = Path(heartbeat) if heartbeat else None
@@ -111,6 +114,7 @@ class Dispatcher:
         while not self._stop.is_set():
             self._beat()
             busy = self.tick()
+            self._tell_pulse()
             self._failures = 0
             if not busy and not self._stop.is_set():
                 wait(self._pause())
@@ -119,6 +123,14 @@ class Dispatcher:
         if self._heartbeat is not None:
             with contextlib.suppress(OSError):
                 self._heartbeat.touch()
+
+    def _tell_pulse(self) -> None:
+        """For `/metrics`: this dispatcher has just got through a tick."""
+        if time.monotonic() - self._pulsed < pulses.TELL_EVERY:
+            return
+        self._pulsed = time.monotonic()
+        with self._rt.engine.begin() as conn:
+            pulses.tell(conn, pulses.DISPATCHER, self._name)
 
     def _pause(self) -> float:
         """Until the next row is due, but at most a tick: another process may bring it forward."""

@@ -1,5 +1,6 @@
 """The composition root: the one place that builds what a process works with."""
 
+import atexit
 import os
 import threading
 import time
@@ -12,6 +13,8 @@ from models.artifacts import WANTED
 from models.database import make_engine
 from worker.archive import Store, open_store
 from worker.limiter import Limiter
+from worker.metrics.reporter import Reporter
+from worker.metrics.tally import Tally
 from worker.settings import Settings, load_settings
 
 
@@ -27,6 +30,8 @@ class Runtime:
     """Where results are stored, if anywhere."""
     side_slots: threading.Semaphore
     """How many threads may be at work beside the generations (`worker.side_work`)."""
+    tally: Tally
+    """What this process counts for `/metrics`."""
 
     def close(self) -> None:
         """Let go of every connection."""
@@ -40,6 +45,7 @@ def build(settings: Settings, *, pool_size: int | None = None) -> Runtime:
     `pool_size`: database connections, by default one for each thread of a worker.
     """
     limiter = Limiter(settings.rate_limit, settings.broker_url)
+    tally = Tally()
     client = SeedanceClient(
         ClientConfig(
             api_key=settings.api_key.get_secret_value(),
@@ -49,6 +55,7 @@ def build(settings: Settings, *, pool_size: int | None = None) -> Runtime:
             total_timeout=settings.http_timeout,
         ),
         throttle=limiter.wait,
+        observer=tally.request,
     )
     return Runtime(
         settings,
@@ -65,6 +72,7 @@ def build(settings: Settings, *, pool_size: int | None = None) -> Runtime:
             read_timeout=settings.http_timeout,
         ),
         threading.BoundedSemaphore(max(1, settings.concurrency // 2)),
+        tally,
     )
 
 
@@ -76,7 +84,11 @@ def runtime() -> Runtime:
     here = os.getpid()
     if here not in _built:
         _built.clear()
-        _built[here] = build(load_settings())
+        _built[here] = rt = build(load_settings())
+        if rt.settings.metrics_every:
+            reporter = Reporter(rt.engine, rt.tally, every=rt.settings.metrics_every)
+            reporter.start()
+            atexit.register(reporter.stop)
     return _built[here]
 
 

@@ -31,6 +31,10 @@ OUTSIDE = frozenset(
 )
 """Variables with our prefix that are read elsewhere."""
 
+MOST_CLASSES = 50
+"""Classes of tenants: each is one more series of many metrics."""
+
+_SHORTEST_TOKEN = 16
 _DAY = 86_400.0
 _LONGEST_PUBLIC_URL = 400
 """A `callback_url` has up to 512 characters, of which ours adds up to 96."""
@@ -198,6 +202,32 @@ class Settings(BaseSettings):
         description="How long notices are kept once they are delivered or dead; at most as long"
         " as their generations.",
     )
+    metrics_every: float = Field(
+        15.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="How often a worker writes what it has counted (requests to the provider, tries"
+        " of notices) for `/metrics`. 0: never.",
+    )
+    metrics_tenants: Annotated[tuple[tuple[str, str], ...], NoDecode] = Field(
+        (),
+        description="Tenants with a label of their own at `/metrics`, as `acme,beta=trial`: a"
+        " name, or a name and its class. All others are `other`.",
+    )
+    metrics_token: SecretStr = Field(
+        SecretStr(""),
+        description="What a scraper sends as `Authorization: Bearer …`, at least 16 characters."
+        " Without one the gateway shows `/metrics` on its own machine alone.",
+    )
+    metrics_host: str = Field(
+        "127.0.0.1", description="The address that `seedance metrics` listens on."
+    )
+    metrics_port: int = Field(
+        9464,
+        ge=0,
+        le=65_535,
+        description="The port that `seedance metrics` listens on; 0: any free one.",
+    )
     log_format: Literal["auto", "json", "console"] = Field(
         "auto",
         description="How services log: `json`, `console` (readable), or `auto`: readable on a"
@@ -282,7 +312,33 @@ class Settings(BaseSettings):
             raise ValueError(f"has {len(value)} characters; {_LONGEST_PUBLIC_URL} are allowed")
         return value.rstrip("/")
 
-    @field_validator("gateway_host")
+    @field_validator("metrics_tenants", mode="before")
+    @classmethod
+    def _tenants(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        classes: dict[str, str] = {}
+        for part in filter(None, (part.strip() for part in value.split(","))):
+            name, _, kind = (word.strip() for word in part.partition("="))
+            if not re.fullmatch(r"[\w.:@/+-]{1,64}", kind or name) or not name:
+                raise ValueError(f"has {part[:80]!r}; write it as tenant or tenant=class")
+            classes[name] = kind or name
+        if len(set(classes.values())) > MOST_CLASSES:
+            raise ValueError(
+                f"is {value[:80]!r}, with {len(set(classes.values()))} classes of tenants;"
+                f" {MOST_CLASSES} are allowed"
+            )
+        return tuple(classes.items())
+
+    @field_validator("metrics_token")
+    @classmethod
+    def _token(cls, value: SecretStr) -> SecretStr:
+        token = value.get_secret_value()
+        if token and not re.fullmatch(rf"[\x21-\x7e]{{{_SHORTEST_TOKEN},}}", token):
+            raise ValueError(f"has to have at least {_SHORTEST_TOKEN} printable characters")
+        return value
+
+    @field_validator("gateway_host", "metrics_host")
     @classmethod
     def _host(cls, value: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9.:_-]+", value):
@@ -355,7 +411,7 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
         raise SettingsError("\n".join(_explain(error))) from None
 
 
-_SECRET = frozenset({"api_key", "database_url", "broker_url", "webhook_secrets"})
+_SECRET = frozenset({"api_key", "database_url", "broker_url", "webhook_secrets", "metrics_token"})
 """Settings whose values are or hold secrets, and so are shown nowhere."""
 
 

@@ -18,7 +18,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import Base, Credits, Instant, table_of
+from models.base import Base, Credits, Instant, Txid, table_of
 
 
 class Kind(StrEnum):
@@ -54,6 +54,7 @@ class LedgerEntry(Base):
     tenant: Mapped[str] = mapped_column(Text)
     model: Mapped[str | None] = mapped_column(Text)
     resolution: Mapped[str | None] = mapped_column(Text)
+    txid: Mapped[Txid]
 
     __table_args__ = (
         CheckConstraint(
@@ -93,6 +94,7 @@ class LedgerEntry(Base):
             postgresql_include=["amount"],
             postgresql_where=text("kind = 'charged'"),
         ),
+        Index("ix_ledger_entries_txid", "txid"),
         Index("ix_ledger_entries_at", "at", postgresql_using="brin"),
     )
 

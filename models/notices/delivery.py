@@ -52,7 +52,6 @@ class Outgoing:
     tenant: str
     metadata: dict[str, Any] | None
     idempotency_key: str | None
-    retry_of: uuid.UUID | None
     tries: int
     age: float
     """Seconds since it was first to be delivered."""
@@ -60,8 +59,6 @@ class Outgoing:
     """Of its receiver, in a row."""
     receiver_failing: float
     """Seconds since the first of them."""
-    now: datetime
-    """By the database's clock, when it was loaded."""
 
 
 _EARLIER = """
@@ -159,13 +156,11 @@ def put_off(conn: Connection, claim: Claim, seconds: float, why: str | None = No
 _LOAD = text(
     """
     SELECT n.id, n.lease, n.generation_id, n.target, n.sequence, n.type, n.receiver, n.data,
-           n.created_at, g.notify, g.tenant, g.metadata, g.idempotency_key,
-           g.retry_of, n.tries,
+           n.created_at, g.notify, g.tenant, g.metadata, g.idempotency_key, n.tries,
            CAST(extract(epoch FROM now() - n.since) AS float) AS age,
            coalesce(r.failures, 0) AS receiver_failures,
            CAST(coalesce(extract(epoch FROM now() - r.failing_since), 0) AS float)
-               AS receiver_failing,
-           now() AS now
+               AS receiver_failing
     FROM notices n JOIN generations g ON g.id = n.generation_id
     LEFT JOIN notice_receivers r ON r.receiver = n.receiver
     WHERE n.id = :id AND n.lease = :lease AND n.status = 'pending'

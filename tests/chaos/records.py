@@ -15,7 +15,6 @@ from sqlalchemy import Engine, text
 import simulator
 from tests.chaos.plan import Order
 from tests.chaos.strikes import Journal
-from tests.receiver import Heard, Receiver
 
 _TAG = re.compile(r"<(\d{4})>")
 
@@ -61,10 +60,6 @@ class Records:
     logs: Mapping[str, str]
     api_key: str
     rejected_messages: int = 0
-    notices: Sequence[Mapping[str, Any]] = ()
-    """The outbox."""
-    heard: Sequence[Heard] = ()
-    """What the producers' web server took, in order."""
 
 
 def number_of(prompt: object) -> int:
@@ -120,14 +115,12 @@ def read(
     ids: Mapping[int, uuid.UUID],
     journal: Journal,
     logs: Sequence[Path],
-    receiver: Receiver | None = None,
 ) -> Records:
     """Everything there is to be known after a run."""
     with engine.connect() as conn:
         strays = [dict(row) for row in conn.execute(text("SELECT * FROM stray_tasks")).mappings()]
         ledger = [dict(r) for r in conn.execute(text("SELECT * FROM ledger_entries")).mappings()]
         rejected = conn.execute(text("SELECT count(*) FROM rejected_messages")).scalar_one()
-        notices = [dict(r) for r in conn.execute(text("SELECT * FROM notices")).mappings()]
     requests = sim.requests(log=20_000)
     account = next(a for a in sim.accounts() if a["api_key"] == sim.api_key)
     return Records(
@@ -147,6 +140,4 @@ def read(
         {path.name: path.read_text(errors="replace") for path in logs if path.exists()},
         sim.api_key,
         rejected,
-        notices,
-        () if receiver is None else receiver.taken(),
     )

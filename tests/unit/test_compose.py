@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
 SUBCOMMANDS = {
     *("demo", "up", "migrate", "worker", "beat", "generate", "show", "list", "watch", "cancel"),
-    *("balance", "cost", "reconcile", "resolve", "doctor", "simulator", "gateway"),
+    *("balance", "cost", "reconcile", "resolve", "doctor", "simulator", "gateway", "metrics"),
 }
 VARIABLE = re.compile(
     r"\$(?:(?P<dollar>\$)|\{(?P<name>\w+)(?:(?P<how>:-|:\?)(?P<rest>(?:[^{}]|\$\{\w+\})*))?\})"

@@ -66,6 +66,11 @@ GOOD = {
     "archive_url": ("s3://videos/made/", "s3://videos/made"),
     "archive_max_bytes": ("1", 1),
     "public_url": ("https://video.example.com/hooks/", "https://video.example.com/hooks"),
+    "metrics_every": ("0", 0.0),
+    "metrics_tenants": ("acme, beta=trial", (("acme", "acme"), ("beta", "trial"))),
+    "metrics_token": ("0123456789abcdef", None),
+    "metrics_host": ("::1", "::1"),
+    "metrics_port": ("0", 0),
     "log_format": ("json", "json"),
     "log_level": ("debug", "debug"),
     "gateway_host": ("::1", "::1"),
@@ -104,6 +109,11 @@ BAD = {
     "public_url": ["ftp://h", "host", "https://u@h", "https://h?x=1", "https://"],
     "retain_generations": ["-1", "60", "86399", "soon", "nan", "inf"],
     "retain_events": ["-1", "soon", "nan", "inf"],
+    "metrics_every": ["-1", "soon", "nan", "inf"],
+    "metrics_tenants": ["a b", "=trial", "acme=" + "x" * 65],
+    "metrics_token": ["short", "with a blank in it"],
+    "metrics_host": ["a b", "http://h"],
+    "metrics_port": ["-1", "65536", "x"],
     "log_format": ["xml", "JSON"],
     "log_level": ["all", "20"],
     "gateway_host": ["a b", "http://h"],
@@ -118,6 +128,7 @@ BAD = {
     if name not in ("max_in_flight", "max_attempts", "max_tries", "concurrency", "upload_max_bytes")
     if name not in ("archive_max_bytes",)
     if name not in ("allow_private_sources", "gateway_port", "retain_generations", "retain_events")
+    if name not in ("metrics_every", "metrics_port")
 }
 
 
@@ -134,7 +145,7 @@ def test_both_tables_of_this_test_are_complete():
 def test_every_variable_is_read(name):
     value, meant = GOOD[name]
     settings = load_settings({**NEEDED, variable(name): value})
-    if name in ("api_key", "webhook_secrets"):
+    if name in ("api_key", "webhook_secrets", "metrics_token"):
         assert getattr(settings, name).get_secret_value() == value
     else:
         assert getattr(settings, name) == meant
@@ -148,7 +159,7 @@ def test_a_wrong_value_names_its_variable(name, value):
     with pytest.raises(SettingsError, match=rf"^{variable(name)}\b") as caught:
         load_settings({**NEEDED, variable(name): value})
     assert SECRET not in str(caught.value)
-    if name == "webhook_secrets":
+    if name in ("webhook_secrets", "metrics_token"):
         assert value not in str(caught.value)
     elif name not in ("api_key", "database_url", "broker_url", "api_base_url"):
         shown = value.rpartition(":")[2] if name == "media_roots" else value

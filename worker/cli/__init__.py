@@ -26,6 +26,7 @@ COMMANDS = {
     "worker": "processes",
     "beat": "processes",
     "gateway": "gateway",
+    "metrics": "metrics",
     "simulator": "processes",
     "generate": "generate",
     "show": "show",

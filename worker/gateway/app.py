@@ -1,4 +1,4 @@
-"""The ASGI app: callbacks in, health out."""
+"""The ASGI app: callbacks in, health and figures out."""
 
 import asyncio
 import logging
@@ -17,6 +17,7 @@ from models.callbacks import Address
 from worker import callback_address
 from worker.gateway import payload
 from worker.gateway.door import Door
+from worker.gateway.figures import Metrics
 from worker.gateway.health import Readiness
 from worker.settings import Settings
 
@@ -135,5 +136,6 @@ def create_app(settings: Settings, engine: Engine) -> Starlette:
             Route(rest, _harmless, methods=["GET"]),
             Route("/healthz", _alive, methods=["GET"]),
             Route("/readyz", ready, methods=["GET"]),
+            Route("/metrics", Metrics(settings, engine).get, methods=["GET"]),
         ]
     )

@@ -13,6 +13,7 @@ from structlog.contextvars import bind_contextvars
 from api_client import ApiError, Disposition, RateLimited
 from models.artifacts import Kind, storing
 from models.artifacts.storing import Failed, Key, Stored, Work
+from models.metrics.definitions import STORED
 from models.schedule import backoff
 from worker.archive import StorageError, Store, media
 from worker.archive.fetching import AddressRefusedError, DownloadError, Fetched, fetch
@@ -82,6 +83,7 @@ def run(rt: Runtime, claim: SideClaim) -> None:
             lambda conn: storing.stored(conn, key, lease, stored),
             within=rt.settings.lease,
         )
+        rt.tally.count(STORED, str(key.kind), "stored")
         log.info("%s is stored: %s (%d bytes)", key, stored.uri, stored.bytes)
 
 
@@ -148,6 +150,9 @@ def _failed(rt: Runtime, work: Work, error: str) -> None:
     seconds = backoff(work.tries - 1, base=BACKOFF_BASE, cap=BACKOFF_CAP)
     with rt.engine.begin() as conn:
         outcome = storing.failed(conn, work.key, work.lease, error, seconds=seconds)
+    if outcome is not Failed.STALE:
+        told = "lost" if outcome is Failed.LOST else "again"
+        rt.tally.count(STORED, str(work.key.kind), told)
     match outcome:
         case Failed.AGAIN:
             log.warning("%s can't be stored, again in %.0f s: %s", work.key, seconds, error)

@@ -13,11 +13,13 @@ from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import Connection
+from structlog.contextvars import bind_contextvars
 
 from api_client import redact
 from models.artifacts import reading
 from models.artifacts.reading import ArtifactView
 from models.lifecycle import Status
+from models.metrics.definitions import NOTICES
 from models.notices import Target, delivery
 from models.notices.delivery import FORGIVEN, LEFT_ALONE, Claim, Outgoing
 from models.schedule import backoff
@@ -61,11 +63,13 @@ def run(rt: Runtime, claim: SideClaim, send_task: SendTask | None = None) -> Non
                 why, seconds = obstacle
                 delivery.put_off(conn, held, seconds, why)
                 return
+        bind_contextvars(generation=str(notice.generation_id), notice=str(notice.id))
         reached("deliver.before_send")
         answer = _send(rt, notice, payload(notice, artifacts), send_task)
         reached("deliver.after_send")
         with rt.engine.begin() as conn:
             _record(conn, rt.settings, notice, answer)
+            rt.tally.count(NOTICES, str(notice.target), _outcome(answer))
             held = None
             if isinstance(answer, Taken) and time.monotonic() < until:
                 held = delivery.claim_next(conn, notice.receiver, rt.settings.lease)
@@ -103,8 +107,6 @@ def payload(notice: Outgoing, artifacts: Sequence[ArtifactView] = ()) -> dict[st
             "status": data["status"],
             "tenant": notice.tenant,
             "idempotency_key": notice.idempotency_key,
-            # The generation that the producer knows, where an operator had its request retried.
-            "retry_of": None if notice.retry_of is None else str(notice.retry_of),
             "metadata": notice.metadata,
             "credit_cost": None if cost is None else f"{Decimal(str(cost)).normalize():f}",
             "error_code": data["error_code"],
@@ -140,7 +142,7 @@ def _send(
             connect_timeout=min(LONGEST_TRY / 2, rt.settings.lease / 4),
             total_timeout=min(LONGEST_TRY, rt.settings.lease / 2),
         )
-        return sender.send(notice.notify["webhook"], str(notice.id), told, at=notice.now)
+        return sender.send(notice.notify["webhook"], str(notice.id), told)
     if send_task is None:
         return Refused("this process sends no Celery tasks", alive=True)
     try:
@@ -164,6 +166,16 @@ def _record(conn: Connection, settings: Settings, notice: Outgoing, answer: Answ
             _set_aside(conn, notice, why)
         case Refused() as refused:
             _again(conn, settings, notice, refused)
+
+
+def _outcome(answer: Answer) -> str:
+    match answer:
+        case Taken():
+            return "taken"
+        case Refused(for_good=True):
+            return "dead"
+        case Refused():
+            return "again"
 
 
 def _again(conn: Connection, settings: Settings, notice: Outgoing, refused: Refused) -> None:

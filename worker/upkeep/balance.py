@@ -8,6 +8,7 @@ from sqlalchemy import func, select
 
 from api_client import ApiError, Balance, Disposition
 from models import gates, schedule
+from models.metrics import pulses
 from worker.runtime import Runtime
 from worker.stages import common
 
@@ -47,5 +48,6 @@ def record(rt: Runtime, balance: Balance, *, asked_at: datetime) -> None:
             asked_at=asked_at,
         )
         schedule.wake(conn)
+        pulses.tell(conn, "balance")
     for name in opened:
         log.warning("gate %s is open again", name)

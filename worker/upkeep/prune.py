@@ -13,8 +13,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, delete, exists, func, literal, or_, select
 
-from models.artifacts import Artifact
 from models.base import Base, table_of
+from models.metrics import pulses, totals
 from models.notices import Notice, NoticeReceiver, State
 from models.tables import (
     BalanceSnapshot,
@@ -24,6 +24,7 @@ from models.tables import (
     StrayTask,
     Upload,
 )
+from worker.metrics.scrape import classes
 from worker.runtime import Runtime
 from worker.settings import Settings
 
@@ -34,10 +35,12 @@ _DAY = 86_400.0
 RUN_SECONDS = 300.0
 """How long one run may take. A first run over years of rows is spread over many."""
 
+FORGET_PROCESSES = 86_400.0
+"""Seconds after which a process that tells no more is forgotten."""
+
 g = table_of(Generation).c
 e = table_of(GenerationEvent).c
 u = table_of(Upload).c
-a = table_of(Artifact).c
 s = table_of(StrayTask).c
 n = table_of(Notice).c
 r = table_of(NoticeReceiver).c
@@ -48,12 +51,18 @@ Batch = Callable[[Connection], int]
 def run(rt: Runtime) -> int:
     """Delete what is older than its period. Returns how many rows, without their dependents."""
     deadline = time.monotonic() + RUN_SECONDS
+    with rt.engine.begin() as conn:
+        # What goes now stays counted.
+        totals.fold(conn, classes(rt.settings))
     removed = 0
     for name, batch in _batches(rt.settings).items():
         count = _repeat(rt, batch, deadline)
         if count:
             log.info("pruned %d of %s", count, name)
         removed += count
+    with rt.engine.begin() as conn:
+        pulses.forget(conn, after=FORGET_PROCESSES)
+        pulses.tell(conn, "prune")
     return removed
 
 
@@ -82,7 +91,6 @@ def _batches(settings: Settings) -> dict[str, Batch]:
         batches["events"] = lambda conn: _events(conn, events)
     if ended:
         batches["generations"] = lambda conn: _generations(conn, ended)
-        batches["results never stored"] = _unstored
         batches["stray tasks"] = lambda conn: _strays(conn, ended)
     return batches
 
@@ -132,22 +140,6 @@ def _events(conn: Connection, seconds: float) -> int:
         .limit(BATCH)
     )
     return _delete(conn, GenerationEvent, e.id.in_(old))
-
-
-def _unstored(conn: Connection) -> int:
-    """Results that were not stored, of generations that are gone. What was stored stays told."""
-    old = (
-        select(a.generation_id, a.kind)
-        .where(
-            or_(a.due_at.is_not(None), a.lost_at.is_not(None)),
-            ~exists().where(g.id == a.generation_id),
-        )
-        .limit(BATCH)
-        .with_for_update(skip_locked=True)
-        .cte("old")
-    )
-    gone = delete(Artifact).where(a.generation_id == old.c.generation_id, a.kind == old.c.kind)
-    return conn.execute(gone).rowcount
 
 
 def _uploads(conn: Connection, valid: float) -> int:

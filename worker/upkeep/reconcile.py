@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from models import schedule, watch
 from models.lifecycle import Observation, Status
+from models.metrics import pulses
 from models.tables import Generation, StrayTask
 from models.watch import Sightings
 from worker.reading import read_list
@@ -72,6 +73,7 @@ def run(rt: Runtime) -> Report:
                 .values(due_at=func.least(Generation.due_at, func.now()))
             )
             schedule.wake(conn)
+            pulses.tell(conn, "reconcile")
     report = Report(
         reading.complete,
         reading.pages,

@@ -1,0 +1,1 @@
+"""Figures for Prometheus: counted in each process, gathered in the database, told at `/metrics`."""

@@ -1,0 +1,224 @@
+"""Turns figures into what Prometheus reads. Here are the names of all that is not a total."""
+
+import platform
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeHistogramMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from models.metrics.definitions import AGES, SUM, TOTALS, Total
+from models.metrics.present import Present
+from models.metrics.totals import Sample
+
+
+def package_version() -> str:
+    """The version that runs here."""
+    try:
+        return version("seedance-worker")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+class _Figures(Collector):
+    """One reading, handed over as if it were collected."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._families
+
+
+def exposition(totals: Sequence[Sample], present: Present, *, seconds: float) -> bytes:
+    """The text that a scrape gets; `seconds` is what the reading took."""
+    registry = CollectorRegistry(auto_describe=False)
+    families = [*_totals(totals), *_present(present), *_self(seconds)]
+    registry.register(_Figures(families))
+    return generate_latest(registry)
+
+
+def _totals(samples: Sequence[Sample]) -> Iterator[Metric]:
+    by_name: dict[str, dict[tuple[str, ...], dict[int, float]]] = {}
+    for sample in samples:
+        series = by_name.setdefault(sample.name, {}).setdefault(sample.labels, {})
+        series[sample.bucket] = float(sample.value)
+    for total in TOTALS.values():
+        yield _total(total, by_name.get(total.name, {}))
+
+
+def _total(total: Total, series: Mapping[tuple[str, ...], Mapping[int, float]]) -> Metric:
+    if not total.buckets:
+        counter = CounterMetricFamily(total.name, total.help, labels=total.labels)
+        for labels in sorted(series):
+            counter.add_metric(labels, series[labels].get(SUM, 0.0))
+        return counter
+    histogram = HistogramMetricFamily(total.name, total.help, labels=total.labels)
+    for labels in sorted(series):
+        values = series[labels]
+        counts = [values.get(i, 0.0) for i in range(len(total.buckets) + 1)]
+        histogram.add_metric(labels, _buckets(total.buckets, counts), values.get(SUM, 0.0))
+    return histogram
+
+
+def _buckets(bounds: Sequence[float], counts: Sequence[float]) -> list[tuple[str, float]]:
+    """Cumulative, as Prometheus wants them."""
+    so_far = 0.0
+    buckets = []
+    for bound, count in zip([*bounds, float("inf")], counts, strict=True):
+        so_far += count
+        buckets.append(("+Inf" if bound == float("inf") else repr(bound), so_far))
+    return buckets
+
+
+def _gauge(
+    name: str, help_: str, labels: Sequence[str], values: Mapping[tuple[str, ...], float]
+) -> Metric:
+    gauge = GaugeMetricFamily(name, help_, labels=labels)
+    for key in sorted(values):
+        gauge.add_metric(key, float(values[key]))
+    return gauge
+
+
+def _one(name: str, help_: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, help_, value=value)
+
+
+def _present(p: Present) -> Iterator[Metric]:
+    yield _gauge(
+        "seedance_generations",
+        "Generations that have not ended.",
+        ("status", "tenant"),
+        {key: float(count) for key, count in p.generations.items()},
+    )
+    yield _gauge(
+        "seedance_waiting_oldest_seconds",
+        "Age of the oldest generation that waits for a slot.",
+        ("tenant",),
+        {(tenant,): age for tenant, age in p.waiting_oldest.items()},
+    )
+    yield _one("seedance_due_oldest_seconds", "How late the most overdue step is.", p.due_oldest)
+    yield _one("seedance_attention", "Generations that need an operator.", p.attention)
+    yield _one(
+        "seedance_attention_oldest_seconds",
+        "How long the oldest of them has needed one.",
+        p.attention_oldest,
+    )
+    ages = GaugeHistogramMetricFamily(
+        "seedance_observation_age_seconds", "How long ago running tasks were last seen, now."
+    )
+    ages.add_metric([], _buckets(AGES, p.ages), p.ages_sum)
+    yield ages
+    yield _gauge(
+        "seedance_gate_closed",
+        "1 while a gate holds sending back.",
+        ("gate",),
+        {(gate,): closed for gate, closed in p.gates.items()},
+    )
+    yield _gauge(
+        "seedance_paused",
+        "Pauses of submission by operators: of all, of single tenants.",
+        ("of",),
+        {(of,): count for of, count in p.paused.items()},
+    )
+    if p.learned_limit is not None:
+        yield _one(
+            "seedance_learned_limit",
+            "Tasks at a time that the provider takes; only while that is less than the setting.",
+            p.learned_limit,
+        )
+    yield from _credits(p)
+    yield _gauge(
+        "seedance_stray_tasks",
+        "Remote tasks of ours that no generation follows: second ones, possible ones.",
+        ("kind",),
+        {(kind,): count for kind, count in p.strays.items()},
+    )
+    yield CounterMetricFamily(
+        "seedance_messages_rejected", "Messages that were set aside.", value=p.rejected
+    )
+    yield from _processes(p)
+    yield from _side_work(p)
+
+
+def _credits(p: Present) -> Iterator[Metric]:
+    yield _gauge(
+        "seedance_credits_reserved",
+        "Credits set aside for what is under way.",
+        ("model", "tenant"),
+        {key: float(amount) for key, amount in p.reserved.items()},
+    )
+    yield _one(
+        "seedance_credits_reserved_sum", "The same, of all.", float(sum(p.reserved.values()))
+    )
+    if p.balance is None:
+        return
+    yield _one(
+        "seedance_credits_remaining", "Left on the account, as told.", float(p.balance.remain)
+    )
+    yield _one("seedance_credits_used", "Used on the account, as told.", float(p.balance.used))
+    yield _one(
+        "seedance_balance_timestamp_seconds", "When that was told.", p.balance.at.timestamp()
+    )
+
+
+def _processes(p: Present) -> Iterator[Metric]:
+    yield _gauge(
+        "seedance_last_success_timestamp_seconds",
+        "When something last succeeded: the dispatcher, or a task of upkeep.",
+        ("what",),
+        {(name,): at.timestamp() for name, at in p.pulses.items()},
+    )
+    yield _one("seedance_dispatchers", "Dispatchers at work, one in each worker.", p.dispatchers)
+
+
+def _side_work(p: Present) -> Iterator[Metric]:
+    yield _gauge(
+        "seedance_notices",
+        "Notices that are not delivered.",
+        ("status", "target"),
+        {
+            (status, target): getattr(notices, status)
+            for target, notices in p.notices.items()
+            for status in ("pending", "dead")
+        },
+    )
+    yield _gauge(
+        "seedance_notices_oldest_seconds",
+        "Age of the oldest pending notice.",
+        ("target",),
+        {(target,): notices.oldest_seconds for target, notices in p.notices.items()},
+    )
+
+    yield _gauge(
+        "seedance_artifacts",
+        "Results that the archive does not have: waiting, those of them in attention, lost.",
+        ("state",),
+        {
+            ("waiting",): p.artifacts.waiting,
+            ("attention",): p.artifacts.attention,
+            ("lost",): p.artifacts.lost,
+        },
+    )
+    yield _one(
+        "seedance_artifacts_oldest_seconds",
+        "Age of the oldest result that waits to be stored.",
+        p.artifacts.oldest_seconds,
+    )
+
+
+def _self(seconds: float) -> Iterator[Metric]:
+    yield _gauge(
+        "seedance_build_info",
+        "What answers here.",
+        ("version", "python"),
+        {(package_version(), platform.python_version()): 1},
+    )
+    yield _one("seedance_collect_seconds", "What reading these figures took.", seconds)
