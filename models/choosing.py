@@ -1,7 +1,7 @@
 """Choosing generations: what operators list, count, and act on in bulk. Nothing here writes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -96,7 +96,4 @@ def newest(conn: Connection, choice: Choice, *, limit: int) -> list[GenerationVi
         .order_by(g.created_at.desc(), g.id)
         .limit(limit)
     )
-    return [
-        replace(view, waits_for=holds.reason(view, None if kind is None else Wait(kind)))
-        for view, kind in ((view_of(row), row.kind) for row in rows)
-    ]
+    return [holds.told(view_of(row), row.kind) for row in rows]

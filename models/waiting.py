@@ -4,7 +4,7 @@ The row keeps only what held it back itself. Of the many that wait behind a paus
 a slot, nothing is written, so that it is told here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from sqlalchemy import (
@@ -111,6 +111,10 @@ class Holds:
             case _:
                 return view.waits_for
 
+    def told(self, view: GenerationView, kind: str | None) -> GenerationView:
+        """The generation with the reason of this moment."""
+        return replace(view, waits_for=self.reason(view, None if kind is None else Wait(kind)))
+
 
 def why(conn: Connection, view: GenerationView) -> str | None:
     """What a generation waits for, in words; for one that waits for its turn, what is before it."""
@@ -135,3 +139,28 @@ def _turn(conn: Connection, view: GenerationView) -> str:
         )
     ).scalar_one()
     return f"a free slot: {schedule.in_flight(conn)} in flight, {ahead} waiting before it"
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Who waits at this moment."""
+
+    counts: dict[Wait, int]
+    """Of what is accepted, by reason."""
+    oldest: list[GenerationView]
+    """Those accepted longest ago; `waits_for` says why."""
+
+
+def now(conn: Connection, *, limit: int) -> Waiting:
+    """Who waits to be let in, for what, and the `limit` of them that were accepted longest ago."""
+    holds = Holds.read(conn)
+    kind = holds.kind().label("kind")
+    accepted = g.status == Status.ACCEPTED
+    counts = conn.execute(select(kind, func.count()).where(accepted).group_by(kind))
+    rows = conn.execute(
+        select(*reads.COLUMNS, kind).where(accepted).order_by(g.created_at, g.id).limit(limit)
+    )
+    return Waiting(
+        {Wait(name): count for name, count in counts if name is not None},
+        [holds.told(reads.view_of(row), row.kind) for row in rows],
+    )

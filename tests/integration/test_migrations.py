@@ -12,7 +12,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, Engine, event, text
 
-from models import schedule, submission
+from models import reads, schedule, submission
 from models.base import Base
 from models.database import make_engine
 from models.lifecycle import Status
@@ -254,8 +254,9 @@ def intend(conn: Connection) -> None:
         (lambda conn: schedule.next_due_in(conn), "ix_generations_due"),
         (lambda conn: schedule.in_flight(conn), "ix_generations_live"),
         (intend, "ix_submit_attempts_seed"),
+        (lambda conn: reads.summary(conn), "ix_generations_live"),
     ],
-    ids=["claim", "admit", "admit: busy tenants", "next_due_in", "in_flight", "intend"],
+    ids=["claim", "admit", "admit: busy tenants", "next_due_in", "in_flight", "intend", "summary"],
 )
 def test_what_runs_all_the_time_does_not_read_what_has_ended(full, call, index):
     with full.connect() as conn:

@@ -1,0 +1,95 @@
+"""What `seedance watch` shows on a terminal, drawn without one."""
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+from rich.console import Console
+
+from models.credit import Funds
+from models.flow import Flow
+from models.lifecycle import Status
+from models.operating.pauses import PauseView
+from models.reads import Summary
+from models.waiting import Wait, Waiting
+from tests.unit.test_cli_output import view
+from worker.cli.watch_screen import screen
+from worker.cli.watching import Credits, Deliveries, Snapshot
+
+NOW = datetime.now(UTC)
+WAITS = view(status=Status.ACCEPTED, tenant="acme", finished_at=None, waits_for="a free slot")
+
+
+def snapshot(**fields: object) -> Snapshot:
+    pause = PauseView("acme", "runaway script", "ana", NOW - timedelta(minutes=5))
+    values: dict[str, object] = {
+        "summary": Summary(
+            {Status.RUNNING: 2}, 2, 1, 0, 47.0, {"credit": "no more"}, ("slowed",), (pause,)
+        ),
+        "limit": 7,
+        "flow": Flow(600.0, {"accepted": 40, "failed": 3}, {"accepted": 5}, {"INTERNAL_ERROR": 3}),
+        "waiting": Waiting({Wait.SLOT: 4, Wait.PAUSE: 1}, [WAITS]),
+        "attention": [view(attention="its task can't be told apart")],
+        "credits": Credits(
+            Funds(Decimal(100), 12.0, Decimal(0), Decimal(30), Decimal(0)), Decimal("12.5")
+        ),
+        "deliveries": Deliveries(3, 1, 0, 0),
+        "newest": [view()] * 50,
+    }
+    return Snapshot(**{**values, **fields})  # type: ignore[arg-type]
+
+
+def drawn(shown: Snapshot, width: int = 100, height: int = 40) -> list[str]:
+    console = Console(width=width, height=height)
+    with console.capture() as capture:
+        console.print(screen(shown, height=height))
+    return [line.rstrip() for line in capture.get().splitlines()]
+
+
+def test_everything_is_told() -> None:
+    text = "\n".join(drawn(snapshot()))
+    for said in (
+        "running 2",
+        "in flight 2 of 7 that the provider takes   oldest due 47s ago   attention 1",
+        "a pause of tenant 'acme': runaway script (ana), for 5m",
+        "gate credit is closed: no more",
+        "slowed",
+        "! 00000000 its task can't be told apart",
+        "errors INTERNAL_ERROR 3",
+        "waiting for pause 1, slot 4; the oldest:",
+        "waits for a free slot",
+        "credits 70 free, 30 set aside, 100 on the account 12s ago; 12.5 charged today (UTC)",
+        "deliveries 3 notices pending, 1 notices given up",
+    ):
+        assert said in text, said
+    lines = [line.split() for line in text.splitlines()]
+    assert ["last", "minute", "5", "0", "0", "0", "0", "0"] in lines
+    assert ["a", "minute,", "of", "10m", "4.0", "0.0", "0.0", "0.3", "0.0", "0.0"] in lines
+
+
+def test_it_fits_the_screen_while_the_newest_can_give_way() -> None:
+    for height in (24, 30, 50):
+        assert len(drawn(snapshot(), height=height)) <= height
+    assert sum("completed" in line for line in drawn(snapshot(), height=50)) > 10
+
+
+def test_each_thing_has_one_line_on_a_narrow_screen() -> None:
+    long = view(attention="a very long story " * 20)
+    lines = drawn(snapshot(attention=[long], newest=[]), width=80)
+    assert sum("long story" in line for line in lines) == 1
+
+
+def test_nothing_is_said_of_what_there_is_nothing_of() -> None:
+    quiet = snapshot(
+        summary=Summary({}, 0, 0, 0, 0.0, {}, ()),
+        limit=None,
+        flow=Flow(0.0, {}, {}, {}),
+        waiting=Waiting({}, []),
+        attention=[],
+        credits=Credits(Funds(None, None, Decimal(0), Decimal(0), Decimal(0)), Decimal(0)),
+        deliveries=Deliveries(0, 0, 0, 0),
+        newest=[],
+    )
+    text = "\n".join(drawn(quiet))
+    assert "balance not known yet; 0 charged today (UTC)" in text
+    for word in ("errors", "waiting", "deliveries", "pause", "gate"):
+        assert word not in text
