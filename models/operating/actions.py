@@ -100,9 +100,18 @@ class ActionView:
 _COLUMNS = [a[name] for name in ActionView.__dataclass_fields__]
 
 
-def of_generation(conn: Connection, generation_id: uuid.UUID) -> list[ActionView]:
-    """What operators did to a generation, in order; there when the generation is not any more."""
-    rows = conn.execute(select(*_COLUMNS).where(a.generation_id == generation_id).order_by(a.id))
+def of_generation(
+    conn: Connection, generation_id: uuid.UUID, *, retry_of: uuid.UUID | None = None
+) -> list[ActionView]:
+    """What operators did to a generation, in order; there when the generation is not any more.
+
+    How it came to be is told of the one that it is a retry of: name that to have it as well.
+    """
+    mine = a.generation_id == generation_id
+    if retry_of is not None:
+        made = a.detail["retried_as"].astext == str(generation_id)
+        mine |= (a.generation_id == retry_of) & made
+    rows = conn.execute(select(*_COLUMNS).where(mine).order_by(a.id))
     return [ActionView(*row) for row in rows]
 
 

@@ -182,4 +182,3 @@ def link(conn: Connection, of: uuid.UUID, new: uuid.UUID, by: By) -> None:
     conn.execute(update(Generation).where(g.id == new).values(retry_of=of))
     note(conn, of, Note.RETRIED, detail={"as": str(new), "by": by.told})
     actions.record_of(conn, Action.RETRY, by, [of], detail={"retried_as": str(new)})
-    actions.record_of(conn, Action.RETRY, by, [new], detail={"retry_of": str(of)})

@@ -94,6 +94,12 @@ def test_from_enqueued_to_paid(cli: Cli, service: Any, sim: Any) -> None:
     assert cli.json("list", "--tenant", "nobody") == []
 
     now = cli.json("watch")
+    assert now["flow"]["counts"]["submitted"] == 1
+    assert now["flow"]["last_minute"].keys() == now["flow"]["per_minute"].keys()
+    assert now["errors"] == {"COPYRIGHT_VIOLATION": 1}
+    assert now["waiting"]["by_reason"]["slot"] == 0
+    assert now["credits"]["charged_today"] == done["credit_cost"]
+    assert [view["id"] for view in now["newest"]] == [refused_id, done["id"]]
     assert (now["by_status"]["completed"], now["in_flight"], now["gates"]) == (1, 0, {})
     assert cli("watch", "--for", "0").count("\n") == 1
 

@@ -55,8 +55,8 @@ def test_everything_is_told() -> None:
         "slowed",
         "! 00000000 its task can't be told apart",
         "errors INTERNAL_ERROR 3",
-        "waiting for pause 1, slot 4; the oldest:",
-        "waits for a free slot",
+        "waiting pause 1, slot 4",
+        "a free slot",
         "credits 70 free, 30 set aside, 100 on the account 12s ago; 12.5 charged today (UTC)",
         "deliveries 3 notices pending, 1 notices given up",
     ):

@@ -107,7 +107,7 @@ def load(conn: Connection, view: GenerationView) -> Shown:
         # In the order in which they are told.
         reading.listing(conn, generation_id=view.id, limit=_MOST_NOTICES)[::-1],
         entries(conn, view.id),
-        actions.of_generation(conn, view.id),
+        actions.of_generation(conn, view.id, retry_of=view.retry_of),
         None if view.ended else waiting.why(conn, view),
     )
 

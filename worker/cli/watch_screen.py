@@ -24,20 +24,23 @@ _ERRORS = 6
 def screen(shown: Snapshot, *, height: int | None = None) -> Group:
     """The state as a screen of so many lines; the newest generations give way."""
     parts: list[RenderableType] = [_counts(shown.summary), _facts(shown)]
-    parts += [Text(said, style="yellow") for said in obstacles(shown.summary)]
+    parts += [_one_line(said, "yellow") for said in obstacles(shown.summary)]
     parts += [_attention(view) for view in shown.attention]
     parts += [Text(), _flow(shown.flow)]
     parts += [*_errors(shown.flow), *_waiting(shown), _credits(shown.credits)]
     parts += _deliveries(shown.deliveries)
     newest = shown.newest
     if height is not None:
-        # The table of flow has three lines, that of the newest a heading and a gap.
-        taken = len(parts) + 2 + max(0, len(shown.waiting.oldest)) + 3
+        # Tables have lines of their own: that of flow, of who waits, the heading of the newest.
+        taken = len(parts) + 2 + len(shown.waiting.oldest) + 2
         newest = newest[: max(_FEWEST, height - taken)]
     if newest:
         headings, right, shrink = table_headings()
         rows = [row_of(view) for view in newest]
         parts += [Text(), output.table_of_rows(headings, rows, right=right, shrink=shrink)]
+    for part in parts:
+        if isinstance(part, Text):
+            part.no_wrap, part.overflow = True, "ellipsis"
     return Group(*parts)
 
 
@@ -53,10 +56,10 @@ def obstacles(summary: Summary) -> list[str]:
 def _counts(summary: Summary) -> Text:
     counts = Text()
     for status in Status:
-        number = summary.by_status.get(status, 0)
-        style = output.STYLES[status] if number else "dim"
-        counts.append(f"{status} ", style="dim").append(f"{number}  ", style=style)
-    return counts
+        if number := summary.by_status.get(status, 0):
+            counts.append(f"{status} ", style="dim")
+            counts.append(f"{number}  ", style=output.STYLES[status])
+    return counts or Text("no generations", style="dim")
 
 
 def _facts(shown: Snapshot) -> Text:
@@ -106,16 +109,14 @@ def _waiting(shown: Snapshot) -> list[RenderableType]:
     if not waits:
         return []
     said = ", ".join(f"{kind} {number}" for kind, number in sorted(waits.items()))
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for _ in range(2):
-        table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True, justify="right")
-    table.add_column(no_wrap=True, overflow="ellipsis")
+    oldest: list[list[str | Text]] = []
     for view in shown.waiting.oldest:
-        what = Text(f"waits for {view.waits_for}", style="yellow")
-        what.append(f"  {prompt(view.request)}", style="dim")
-        table.add_row(f"  {str(view.id)[:8]}", view.tenant, output.age(view.created_at), what)
-    return [Text("waiting for ", style="dim").append(f"{said}; the oldest:"), table]
+        why = Text(view.waits_for or "", style="yellow")
+        why.append(f"  {prompt(view.request)}", style="dim")
+        oldest.append([str(view.id)[:8], view.tenant, output.age(view.created_at), why])
+    headings = ["THE OLDEST", "TENANT", "AGE", "WAITS FOR"]
+    table = output.table_of_rows(headings, oldest, right=["AGE"], shrink="WAITS FOR")
+    return [Text("waiting ", style="dim").append(said), table]
 
 
 def _credits(credits_: Credits) -> Text:
@@ -151,4 +152,4 @@ def _deliveries(out: Deliveries) -> list[RenderableType]:
 
 
 def _one_line(said: str, style: str) -> Text:
-    return Text(" ".join(said.split()), style=style, no_wrap=True, overflow="ellipsis")
+    return Text(" ".join(said.split()), style=style)

@@ -9,6 +9,7 @@ HARD = "tests/integration/test_hard_cases_schedule.py"
 SCHEDULE = "tests/integration/test_schedule.py"
 DISPATCHER = "tests/integration/test_dispatcher.py"
 PAUSES = "tests/integration/test_pauses.py"
+RETRIES = "tests/integration/test_retries.py"
 RATE = "tests/integration/test_limiter_redis.py"
 PURE = "tests/unit/test_gates.py"
 
@@ -338,5 +339,57 @@ PROTECTIONS = (
             ),
         ),
         (f"{PAUSES}::test_what_operators_did_can_not_be_altered",),
+    ),
+    # --- retries ----------------------------------------------------------------------------
+    Protection(
+        "refused-for-good-is-never-retried",
+        "moderation, copyright, privacy: final, whoever asks",
+        (
+            Edit(
+                "models/operating/retries.py",
+                "    if end.error_code in FINAL:\n        return Refusal.FINAL\n",
+                "",
+            ),
+        ),
+        (
+            "tests/unit/test_retries.py::test_what_the_provider_refused_for_its_content_is_never_retried",
+            f"{RETRIES}::test_a_refusal_of_the_content_is_final",
+        ),
+    ),
+    Protection(
+        "retried-at-the-end-of-the-chain",
+        "an earlier link of the chain does not walk around a refusal",
+        (
+            Edit(
+                "models/operating/retries.py",
+                "    if again and row.retried_as is not None:\n",
+                "    if again and row.retried_as is not None and not row.request:\n",
+            ),
+        ),
+        (f"{RETRIES}::test_nor_is_it_walked_around_by_an_earlier_link_of_the_chain",),
+    ),
+    Protection(
+        "retried-once",
+        "of two that retry it at once one does",
+        (
+            Edit(
+                "models/operating/retries.py",
+                "        .where(g.id == generation_id)\n        .with_for_update()\n",
+                "        .where(g.id == generation_id)\n",
+            ),
+        ),
+        (f"{RETRIES}::test_of_two_that_retry_it_at_once_one_does",),
+    ),
+    Protection(
+        "given-up-is-not-retried-unsettled",
+        "a retry waits until no task of the last attempt can appear",
+        (
+            Edit(
+                "models/operating/retries.py",
+                "    if end.unsettled:\n        return Refusal.UNSETTLED\n",
+                "",
+            ),
+        ),
+        (f"{RETRIES}::test_what_was_given_up_waits_until_no_task_of_it_can_appear",),
     ),
 )
