@@ -81,6 +81,7 @@ def test_what_was_let_in_is_put_back_at_its_intent(lab):
     submit.run(lab.rt, claim.id, claim.lease)
     view = lab.get(claim.id)
     assert (view.status, view.waits_for) == (S.ACCEPTED, "a pause: maintenance (ana)")
+    assert lab.outcomes(claim.id) == [], "no attempt was begun"
     assert lab.posts == 0
     resume(lab)
     assert lab.get(claim.id).waits_for is None

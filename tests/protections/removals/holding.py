@@ -290,7 +290,7 @@ PROTECTIONS = (
                 "gate=_held_back(",
             ),
         ),
-        (f"{PAUSES}::test_what_is_uploading_keeps_its_uploads",),
+        (f"{PAUSES}::test_what_was_let_in_is_put_back_at_its_intent",),
     ),
     Protection(
         "check-reads-the-pause",
