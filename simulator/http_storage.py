@@ -10,11 +10,11 @@ from simulator import media
 from simulator.answers import Answer
 from simulator.effects import NO_EFFECT, Effect
 from simulator.faults import Subject
-from simulator.http_api import send
+from simulator.http_api import hang_up, send
 from simulator.storage import BUCKET, StorageError, Upload
 from simulator.world import World
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 
 class HttpStorage:
@@ -46,7 +46,7 @@ class HttpStorage:
         name, effect = self._fault(endpoint, path)
         if effect.delay_before:
             await asyncio.sleep(effect.delay_before)
-        response: web.StreamResponse = web.Response()
+        response = web.Response()
         outcome = "not processed"
         try:
             if effect.process:
@@ -58,6 +58,8 @@ class HttpStorage:
         if effect.delay_after:
             await asyncio.sleep(effect.delay_after)
         records.done(endpoint, outcome, time=self.world.clock.wall(), fault=name, about=path)
+        if name == "cut_json" and response.status == 200:
+            return await _cut(request, response)
         if effect.drop:
             return await send(request, Answer(), drop=True)
         if effect.reshape is not None:
@@ -68,7 +70,7 @@ class HttpStorage:
         fault = self.world.faults.pick(Subject(endpoint, text=path))
         return (None, NO_EFFECT) if fault is None else (fault.order.kind, fault.effect)
 
-    async def _store(self, request: web.Request) -> web.StreamResponse:
+    async def _store(self, request: web.Request) -> web.Response:
         upload = self.world.uploads.check_put(
             request.match_info["path"],
             request.query,
@@ -91,7 +93,7 @@ class HttpStorage:
             data += chunk
         return bytes(data)
 
-    async def _serve(self, request: web.Request) -> web.StreamResponse:
+    async def _serve(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
         if "X-API-Key" in request.headers:
             raise StorageError(400, "InvalidRequest", "The API key must not be sent to the CDN")
@@ -103,6 +105,17 @@ class HttpStorage:
         if name.endswith(".mp4"):
             return _part(request, media.video(mark), "video/mp4")
         return _part(request, media.last_frame(mark), "image/jpeg")
+
+
+async def _cut(request: web.Request, whole: web.Response) -> web.StreamResponse:
+    """Half of a file under the length of all of it; then the connection is closed."""
+    body = bytes(whole.body) if isinstance(whole.body, bytes | bytearray) else b""
+    response = web.StreamResponse(headers={"Content-Type": whole.content_type})
+    response.content_length = len(body)
+    await response.prepare(request)
+    await response.write(body[: len(body) // 2])
+    hang_up(request)
+    return response
 
 
 def _part(request: web.Request, data: bytes, content_type: str) -> web.Response:

@@ -138,6 +138,40 @@ def the_ledger_balances(records: Records) -> Iterator[Broken]:
             yield Broken(f"{left} are still reserved", number)
 
 
+def results_are_archived_once(records: Records) -> Iterator[Broken]:
+    """Each completed generation's video lies in the archive, once, as the provider has it.
+
+    Nothing else lies there but, until it is swept, what somebody left who died after losing its
+    lease.
+    """
+    if records.archive is None:
+        return
+    made = {task["task_id"]: task["video_sha256"] for task in records.tasks}
+    wanted = set()
+    leases = {}
+    for row in records.rows:
+        kinds = sorted(one["kind"] for one in row.artifacts)
+        if kinds != (["video"] if row.status == Status.COMPLETED else []):
+            yield Broken(f"ended {row.status} with the artifacts {kinds}", row.number)
+        for one in row.artifacts:
+            leases[f"{row.id}.{one['kind']}"] = one["lease"]
+            if one["stored_at"] is None:
+                yield Broken(f"its video is not stored: {one['error']}", row.number)
+                continue
+            name = "/".join(one["uri"].split("/")[-2:])
+            wanted.add(name)
+            hashes = {one["sha256"], records.archive.get(name), made.get(row.remote_task_id or "")}
+            if len(hashes) != 1:
+                yield Broken(f"its video is {name}, by hashes {hashes}", row.number)
+            told = [event for event in row.events if event["event"] == Note.ARCHIVED]
+            if len(told) != 1:
+                yield Broken(f"told {len(told)} times that its video is stored", row.number)
+    for name in records.archive.keys() - wanted:
+        owner, _, lease = name.removeprefix(".incoming/").removesuffix(".part").rpartition(".")
+        if not lease.isdecimal() or int(lease) >= leases.get(owner, 0):
+            yield Broken(f"{name} lies in the archive and belongs to nobody")
+
+
 def histories_are_allowed(records: Records) -> Iterator[Broken]:
     """Events form a path of `TRANSITIONS` from the row's birth to its status."""
     for row in records.rows:
@@ -285,6 +319,7 @@ CHECKS: tuple[Check, ...] = (
     ends_agree,
     credits_are_equal,
     the_ledger_balances,
+    results_are_archived_once,
     histories_are_allowed,
     uploaded_once,
     nothing_leaks,

@@ -291,6 +291,11 @@ OTHER: tuple[Fault, ...] = (
     ("cancel", "lost", {}),
     ("cancel", "error", {"code": "INTERNAL_ERROR"}),
     ("balance", "lost", {}),
+    ("cdn", "drop_before", {}),
+    ("cdn", "cut_json", {}),
+    ("cdn", "error", {"code": "AccessDenied", "status": 403}),
+    ("cdn", "bare", {"status": 503}),
+    ("cdn", "delay_after", {"seconds": LATE}),
 )
 
 HABITS: tuple[dict[str, Any], ...] = (
@@ -407,7 +412,7 @@ _details: dict[str, Callable[[random.Random], dict[str, Any]]] = {
 def _crash_points(rng: random.Random, length: float) -> list[Act]:
     points: list[str] = list(get_args(CrashPoint))
     rng.shuffle(points)
-    wanted = min(len(points), max(3, int(length / 6)))
+    wanted = min(len(points), max(3, int(length / 4.5)))
     return [
         Act(
             round(1.0 + (place + rng.random()) * (length - 6) / wanted, 2),

@@ -1,5 +1,6 @@
 """What is left of a run, read from both sides, and nothing else: what the checks work on."""
 
+import hashlib
 import json
 import re
 import uuid
@@ -33,6 +34,8 @@ class Row:
     attention: str | None
     due_at: datetime | None
     video_url: str | None
+    artifacts: tuple[Mapping[str, Any], ...]
+    """What is to be in the archive of it, or is."""
     events: tuple[Mapping[str, Any], ...]
     attempts: tuple[Mapping[str, Any], ...]
 
@@ -60,6 +63,8 @@ class Records:
     logs: Mapping[str, str]
     api_key: str
     rejected_messages: int = 0
+    archive: Mapping[str, str] | None = None
+    """Each file of the archive, by its path in it: its SHA-256. None where there is no archive."""
 
 
 def number_of(prompt: object) -> int:
@@ -78,6 +83,7 @@ def read_rows(engine: Engine) -> list[Row]:
             )
         ).all()
         events = _by_generation(conn.execute(text("SELECT * FROM generation_events ORDER BY id")))
+        artifacts = _by_generation(conn.execute(text("SELECT * FROM artifacts")))
         attempts = _by_generation(
             conn.execute(text("SELECT * FROM submit_attempts ORDER BY generation_id, number"))
         )
@@ -93,6 +99,7 @@ def read_rows(engine: Engine) -> list[Row]:
             g.attention,
             g.due_at,
             g.video_url,
+            tuple(artifacts.get(g.id, ())),
             tuple(events.get(g.id, ())),
             tuple(attempts.get(g.id, ())),
         )
@@ -115,6 +122,7 @@ def read(
     ids: Mapping[int, uuid.UUID],
     journal: Journal,
     logs: Sequence[Path],
+    archive: Path | None = None,
 ) -> Records:
     """Everything there is to be known after a run."""
     with engine.connect() as conn:
@@ -140,4 +148,13 @@ def read(
         {path.name: path.read_text(errors="replace") for path in logs if path.exists()},
         sim.api_key,
         rejected,
+        None if archive is None else _files(archive),
     )
+
+
+def _files(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }

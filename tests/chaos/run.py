@@ -101,6 +101,8 @@ class _Run:
         self.folder = folder
         self.journal = Journal()
         self.ids: dict[int, uuid.UUID] = {}
+        self.archive = folder / "archive"
+        self.archive.mkdir()
         postgres = stack.enter_context(EmbeddedPostgres(folder / "servers", durable=True))
         valkey = stack.enter_context(EmbeddedValkey(folder / "servers", durable=True))
         self.sim = stack.enter_context(
@@ -125,6 +127,7 @@ class _Run:
             "SEEDANCE_API_KEY": API_KEY,
             "SEEDANCE_API_BASE_URL": self.sim.url,
             "SEEDANCE_MEDIA_ROOTS": str(_media(folder, plan)),
+            "SEEDANCE_ARCHIVE_URL": self.archive.as_uri(),
         }
         tap = stack.enter_context(BrokerTap(valkey.url()))
         server = ForkServer()
@@ -227,14 +230,22 @@ class _Run:
     # --- afterwards -----------------------------------------------------------------------------
 
     def until_rest(self, patience: float) -> float | None:
-        """Wait until every row has ended; when that was, or None if it was not."""
+        """Wait until every row has ended and all results are stored.
+
+        When the last row ended, or None if it did not come to that.
+        """
         watch = operator.Watch(self.engine, self.sim, self.fleet.env, self.journal)
         deadline = time.monotonic() + patience
         wanted = len(self.plan.orders)
         while time.monotonic() < deadline:
             with self.engine.connect() as conn:
                 rows = conn.execute(text("SELECT status, finished_at FROM generations")).all()
-            if len(rows) == wanted and all(Status(row.status) in TERMINAL for row in rows):
+                due = conn.execute(text("SELECT count(due_at) FROM artifacts")).scalar_one()
+            if (
+                not due
+                and len(rows) == wanted
+                and all(Status(row.status) in TERMINAL for row in rows)
+            ):
                 return max(row.finished_at.timestamp() for row in rows)
             watch.look()
             time.sleep(0.5)
@@ -257,6 +268,7 @@ class _Run:
             ids=self.ids,
             journal=self.journal,
             logs=logs,
+            archive=self.archive,
         )
 
 

@@ -62,6 +62,17 @@ def _ledger(records: Records, kind: str) -> Records:
     return replace(records, ledger=[e for e in records.ledger if e is not gone])
 
 
+def _archive(records: Records, name: str) -> Records:
+    """One more file in the archive."""
+    return replace(records, archive={**(records.archive or {}), name: "0" * 64})
+
+
+def _other_video(records: Records) -> Records:
+    """Not the bytes that the provider has."""
+    tasks = [{**task, "video_sha256": "0" * 64} for task in records.tasks]
+    return replace(records, tasks=tasks)
+
+
 def _uploads(records: Records) -> Records:
     row = next(row for row in records.rows if row.status == "completed")
     told = {"event": "uploaded", "detail": {"file_path": "api/uploads/1/x_b0-r1.jpg"}}
@@ -99,6 +110,14 @@ CORRUPTIONS: dict[str, tuple[str, Callable[[Records], Records]]] = {
     "a charge": ("credits_are_equal", lambda r: replace(r, used_credits=r.used_credits + 1)),
     "a charge not booked": ("the_ledger_balances", lambda r: _ledger(r, "charged")),
     "a reserve for ever": ("the_ledger_balances", lambda r: _ledger(r, "released")),
+    "a video of nobody": ("results_are_archived_once", lambda r: _archive(r, "ab/abc.mp4")),
+    "half a video": (
+        "results_are_archived_once",
+        lambda r: _archive(r, ".incoming/x.video.1.part"),
+    ),
+    "a video that is gone": ("results_are_archived_once", lambda r: replace(r, archive={})),
+    "a video never stored": ("results_are_archived_once", lambda r: _rows(r, artifacts=())),
+    "another video": ("results_are_archived_once", _other_video),
     "a step too many": (
         "histories_are_allowed",
         lambda r: _rows(r, events=(*r.rows[0].events, *r.rows[0].events)),

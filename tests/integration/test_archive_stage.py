@@ -290,11 +290,12 @@ def test_a_task_that_the_provider_has_forgotten_is_named(lab, sim):
     [
         (("drop_before", {}), "RemoteDisconnected"),
         (("drop_after", {}), "RemoteDisconnected"),
+        (("cut_json", {}), "IncompleteRead"),
         (("bare", {"status": 502}), "HTTP 502"),
         (("delay_after", {"seconds": 3}), "TimeoutError"),
         (("redirect", {"location": "http://127.0.0.1:9/"}), "NewConnectionError"),
     ],
-    ids=["drop_before", "drop_after", "502", "slow", "redirect"],
+    ids=["drop_before", "drop_after", "cut", "502", "slow", "redirect"],
 )
 def test_a_failing_download_is_named_repeated_and_never_generates_again(lab, sim, fault, named):
     generation_id = lab.completed()
