@@ -203,13 +203,17 @@ def test_a_lost_claim_is_claimed_again_and_its_late_holder_changes_nothing(lab):
     lab.due_now()
     [(_, new)] = lab.claim()
     assert new == old + 1
-    archive.run(lab.rt, SideClaim(str(key), new))
-    kept = lab.video(generation_id)
     late = storing.Stored("file:///elsewhere", 1, "0" * 64, "video/mp4")
-    with lab.rt.engine.begin() as conn:
-        assert not storing.stored(conn, key, old, late)
-        assert storing.failed(conn, key, old, "late", seconds=1) is storing.Failed.STALE
-    assert lab.video(generation_id) == kept
+    for stored in (False, True):
+        if stored:
+            archive.run(lab.rt, SideClaim(str(key), new))
+        kept = lab.video(generation_id)
+        with lab.rt.engine.begin() as conn:
+            assert not storing.put_off(conn, key, old, 60)
+            assert storing.failed(conn, key, old, "late", seconds=1) is storing.Failed.STALE
+            assert not storing.stored(conn, key, old, late)
+        assert lab.video(generation_id) == kept
+    assert kept.uri
 
 
 def test_what_a_dead_worker_left_behind_goes_with_the_next_try(lab):
