@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.conftest import ROOT
+from tests.integration.test_archive_stage import Archiving
 from worker.archive import StorageError, Store, open_store
 
 SMALL = b"a small video" * 1_000
@@ -227,6 +228,29 @@ def test_missing_credentials_are_named(bucket, monkeypatch):
     with pytest.raises(StorageError, match=r"NoCredentialsError|PermissionError") as caught:
         keep(opened(f"s3://{bucket.name}"), SMALL)
     assert caught.value.refused
+
+
+def test_a_generations_video_lands_in_a_bucket(bucket, make_runtime, sim, tmp_path):
+    """The whole way, with a bucket that is missing at first."""
+    rt = make_runtime(archive_url="s3://not-made-yet/made")
+    lab = Archiving(rt, tmp_path, sim)
+    generation_id = lab.completed(return_last_frame=True)
+    assert lab.store() == 2
+    for one in lab.artifacts(generation_id).values():
+        assert one.error.startswith("storage: FileNotFoundError")
+    fetched = sim.received("cdn")
+    lab.due_now()
+    lab.store()
+    assert sim.received("cdn") == fetched, "nothing is downloaded while the bucket is missing"
+    bucket.client.create_bucket(Bucket="not-made-yet")
+    lab.due_now()
+    lab.store()
+    made = Bucket(bucket.client, "not-made-yet").objects()
+    view = lab.get(generation_id)
+    keys = [uri.removeprefix("s3://not-made-yet/") for uri in (view.video_uri, view.last_frame_uri)]
+    assert set(made) == set(keys)
+    task = sim.task(view.remote_task_id)
+    assert hashlib.sha256(made[keys[0]]).hexdigest() == task["video_sha256"]
 
 
 # --- a folder -----------------------------------------------------------------------------------
