@@ -65,21 +65,26 @@ class Sender:
     connect_timeout: float
     total_timeout: float
 
-    def send(self, address: str, notice_id: str, payload: Mapping[str, Any]) -> Answer:
-        """One POST of a notice. Needs at least one secret."""
+    def send(
+        self, address: str, notice_id: str, payload: Mapping[str, Any], *, at: datetime
+    ) -> Answer:
+        """One POST of a notice. Needs at least one secret.
+
+        `at`: the time, by a clock that can be trusted; receivers refuse what is minutes off.
+        """
         body = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
         with requests.Session() as session:
             # Neither a netrc entry nor a proxy of the environment may change where it goes.
             session.trust_env = False
             session.mount("http://", self._adapter(https=False))
             session.mount("https://", self._adapter(https=True))
-            return self._post(session, address, body.encode(), self._headers(notice_id, body))
+            return self._post(session, address, body.encode(), self._headers(notice_id, body, at))
 
     def _adapter(self, *, https: bool) -> requests.adapters.HTTPAdapter:
         return wire.Adapter() if self.private else _CheckedAdapter(https=https)
 
-    def _headers(self, notice_id: str, body: str) -> dict[str, str]:
-        now = datetime.now(UTC)
+    def _headers(self, notice_id: str, body: str, at: datetime) -> dict[str, str]:
+        now = at.astimezone(UTC)
         signed = [Webhook(secret).sign(notice_id, now, body) for secret in self.secrets]
         return {
             "Content-Type": "application/json",

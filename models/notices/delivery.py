@@ -59,6 +59,8 @@ class Outgoing:
     """Of its receiver, in a row."""
     receiver_failing: float
     """Seconds since the first of them."""
+    now: datetime
+    """By the database's clock, when it was loaded."""
 
 
 _EARLIER = """
@@ -160,7 +162,8 @@ _LOAD = text(
            CAST(extract(epoch FROM now() - n.since) AS float) AS age,
            coalesce(r.failures, 0) AS receiver_failures,
            CAST(coalesce(extract(epoch FROM now() - r.failing_since), 0) AS float)
-               AS receiver_failing
+               AS receiver_failing,
+           now() AS now
     FROM notices n JOIN generations g ON g.id = n.generation_id
     LEFT JOIN notice_receivers r ON r.receiver = n.receiver
     WHERE n.id = :id AND n.lease = :lease AND n.status = 'pending'

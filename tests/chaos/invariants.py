@@ -311,6 +311,36 @@ def nothing_waited_in_silence(records: Records) -> Iterator[Broken]:
         yield Broken(f"waited in silence: {what}", int(number))
 
 
+def producers_are_told(records: Records) -> Iterator[Broken]:
+    """Each notice was taken at least once, verified, and in order; none was invented or is left."""
+    wanted = {order.number: order.notify for order in records.orders}
+    heard: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    seen = set()
+    for one in records.heard:
+        if not one.verified:
+            yield Broken(f"a webhook {one.id} that can't be verified")
+        if one.id not in seen:  # a repetition is allowed, whenever it comes
+            seen.add(one.id)
+            heard[one.data["id"]].append((one.data["sequence"], one.data["status"]))
+    for row in records.rows:
+        changes = [told["to_status"] for told in row.events if told["to_status"]]
+        match wanted.get(row.number):
+            case "change":
+                due = changes[1:] if row.events[0]["event"] == Event.ACCEPT else changes
+            case "end":
+                due = changes[-1:]
+            case _:
+                due = []
+        got = heard.pop(str(row.id), [])
+        if got != list(enumerate(due, start=1)):
+            yield Broken(f"its producer was told {got}, became {due}", row.number)
+    if heard:
+        yield Broken(f"told of generations that there are not: {', '.join(heard)}")
+    for notice in records.notices:
+        if notice["status"] != "delivered":
+            yield Broken(f"notice {notice['id']} is {notice['status']}: {notice['error']}")
+
+
 CHECKS: tuple[Check, ...] = (
     every_request_is_kept,
     every_row_has_ended,
@@ -326,6 +356,7 @@ CHECKS: tuple[Check, ...] = (
     nobody_died_by_itself,
     nothing_was_set_aside,
     nothing_waited_in_silence,
+    producers_are_told,
 )
 
 

@@ -61,6 +61,8 @@ class Order:
     cancel_after: float | None = None
     by_celery: bool = False
     """Sent through the broker as `seedance.generate`; else stored as a row."""
+    notify: Literal["end", "change"] | None = None
+    """When its producer's web server is told."""
 
     @property
     def tag(self) -> str:
@@ -232,6 +234,8 @@ def _order(rng: random.Random, number: int, spread: float, shared: int, groups: 
         deadline=round(rng.uniform(0.2, 6.0), 2) if kind == "deadline" else None,
         cancel_after=round(rng.uniform(0.0, 8.0), 2) if cancelled else None,
         by_celery=kind == "broker",
+        # By its number, so that seeds keep the plans that they had.
+        notify=(None, "change", "end", "change")[number % 4],
     )
 
 
@@ -326,6 +330,8 @@ STRIKES: dict[str, int] = {
     "commits_fail": 2,
     "key_refused": 1,
     "credits_run_out": 1,
+    "receiver_dies": 2,
+    "receiver_fails": 2,
 }
 """How often each is drawn; all of them once where there is time."""
 
@@ -406,13 +412,18 @@ _details: dict[str, Callable[[random.Random], dict[str, Any]]] = {
     "commits_fail": lambda rng: {"seconds": rng.uniform(2.0, 5.0), "share": 0.2},
     "key_refused": lambda rng: {"seconds": rng.uniform(1.5, 4.0)},
     "credits_run_out": lambda rng: {"seconds": rng.uniform(1.5, 4.0)},
+    "receiver_dies": lambda rng: {"seconds": rng.uniform(2.0, 6.0)},
+    "receiver_fails": lambda rng: {
+        "seconds": rng.uniform(2.0, 6.0),
+        "status": rng.choice([404, 429, 500, 503]),
+    },
 }
 
 
 def _crash_points(rng: random.Random, length: float) -> list[Act]:
     points: list[str] = list(get_args(CrashPoint))
     rng.shuffle(points)
-    wanted = min(len(points), max(3, int(length / 4.5)))
+    wanted = min(len(points), max(3, int(length / 4)))
     return [
         Act(
             round(1.0 + (place + rng.random()) * (length - 6) / wanted, 2),

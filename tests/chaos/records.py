@@ -16,6 +16,7 @@ from sqlalchemy import Engine, text
 import simulator
 from tests.chaos.plan import Order
 from tests.chaos.strikes import Journal
+from tests.receiver import Heard, Receiver
 
 _TAG = re.compile(r"<(\d{4})>")
 
@@ -65,6 +66,10 @@ class Records:
     rejected_messages: int = 0
     archive: Mapping[str, str] | None = None
     """Each file of the archive, by its path in it: its SHA-256. None where there is no archive."""
+    notices: Sequence[Mapping[str, Any]] = ()
+    """The outbox."""
+    heard: Sequence[Heard] = ()
+    """What the producers' web server took, in order."""
 
 
 def number_of(prompt: object) -> int:
@@ -123,12 +128,14 @@ def read(
     journal: Journal,
     logs: Sequence[Path],
     archive: Path | None = None,
+    receiver: Receiver | None = None,
 ) -> Records:
     """Everything there is to be known after a run."""
     with engine.connect() as conn:
         strays = [dict(row) for row in conn.execute(text("SELECT * FROM stray_tasks")).mappings()]
         ledger = [dict(r) for r in conn.execute(text("SELECT * FROM ledger_entries")).mappings()]
         rejected = conn.execute(text("SELECT count(*) FROM rejected_messages")).scalar_one()
+        notices = [dict(r) for r in conn.execute(text("SELECT * FROM notices")).mappings()]
     requests = sim.requests(log=20_000)
     account = next(a for a in sim.accounts() if a["api_key"] == sim.api_key)
     return Records(
@@ -149,6 +156,8 @@ def read(
         sim.api_key,
         rejected,
         None if archive is None else _files(archive),
+        notices,
+        () if receiver is None else receiver.taken(),
     )
 
 

@@ -34,6 +34,7 @@ from tests.chaos.forkserver import ROOT, ForkServer
 from tests.chaos.plan import TIMES, Order, Plan, deadline_of, draw
 from tests.chaos.processes import Fleet
 from tests.chaos.strikes import ENOUGH_CREDITS, Journal, Strikes
+from tests.receiver import receiving, webhook_settings
 from worker import migrate
 from worker.embedded_postgres import EmbeddedPostgres
 from worker.embedded_valkey import EmbeddedValkey
@@ -48,6 +49,7 @@ ASK_AGAIN = 6.0
 """Seconds after which a producer sends a message again whose row has not appeared."""
 SETTLED = 5.0
 """Seconds after the last row's end in which a late task would still appear (K)."""
+_UNTOLD = "SELECT count(*) FROM notices WHERE status = 'pending'"
 
 
 @dataclass
@@ -120,8 +122,10 @@ class _Run:
         self.engine: Engine = make_engine(self.url, pool_size=4, application="chaos-harness")
         stack.callback(self.engine.dispose)
         migrate.upgrade(self.engine)
+        self.receiver = stack.enter_context(receiving())
         env = {
             **TIMES,
+            **webhook_settings(self.receiver),
             "SEEDANCE_DATABASE_URL": self.url,
             "SEEDANCE_BROKER_URL": valkey.url(),
             "SEEDANCE_API_KEY": API_KEY,
@@ -145,6 +149,7 @@ class _Run:
             self.url,
             plan.provider,
             self.journal,
+            self.receiver,
         )
         self.app = Celery("producer", broker=valkey.url())
         self.app.conf.broker_transport_options = {"socket_timeout": 3, "socket_connect_timeout": 2}
@@ -180,6 +185,8 @@ class _Run:
 
     def _ask(self, order: Order, agenda: "_Agenda") -> Callable[[], None]:
         generation_id = uuid.uuid4()
+        webhook = self.receiver.url(f"/hook?order={order.number}")
+        notify = None if order.notify is None else {"webhook": webhook, "on": order.notify}
 
         def by_row() -> None:
             lasts = deadline_of(order)
@@ -188,6 +195,8 @@ class _Run:
                 generation_id=generation_id,
                 tenant=order.tenant,
                 priority=order.priority,
+                notify=notify,
+                private_webhooks=True,
                 deadline=None if lasts is None else datetime.now(UTC) + lasts,
             )
             with self.engine.begin() as conn:
@@ -197,7 +206,7 @@ class _Run:
         def by_message() -> None:
             # A producer that wants to be sure sends again, under the same id, until it sees it.
             if not self._exists(generation_id):
-                kwargs = {"request": order.request, "tenant": order.tenant}
+                kwargs = {"request": order.request, "tenant": order.tenant, "notify": notify}
                 self.app.send_task(
                     "seedance.generate",
                     task_id=str(generation_id),
@@ -240,12 +249,10 @@ class _Run:
         while time.monotonic() < deadline:
             with self.engine.connect() as conn:
                 rows = conn.execute(text("SELECT status, finished_at FROM generations")).all()
-                due = conn.execute(text("SELECT count(due_at) FROM artifacts")).scalar_one()
-            if (
-                not due
-                and len(rows) == wanted
-                and all(Status(row.status) in TERMINAL for row in rows)
-            ):
+                untold = conn.execute(text(_UNTOLD)).scalar_one()
+                unstored = conn.execute(text("SELECT count(due_at) FROM artifacts")).scalar_one()
+            ended = len(rows) == wanted and all(Status(row.status) in TERMINAL for row in rows)
+            if ended and not untold and not unstored:
                 return max(row.finished_at.timestamp() for row in rows)
             watch.look()
             time.sleep(0.5)
@@ -269,6 +276,7 @@ class _Run:
             journal=self.journal,
             logs=logs,
             archive=self.archive,
+            receiver=self.receiver,
         )
 
 

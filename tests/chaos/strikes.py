@@ -19,6 +19,7 @@ from tests.chaos import database_faults
 from tests.chaos.broker_tap import BrokerTap
 from tests.chaos.plan import Act
 from tests.chaos.processes import Fleet
+from tests.receiver import Receiver
 from worker.embedded_postgres import EmbeddedPostgres
 from worker.embedded_valkey import EmbeddedValkey
 
@@ -77,6 +78,8 @@ class Strikes:
     database_url: str
     provider: dict[str, Any]
     journal: Journal
+    receiver: Receiver | None = None
+    """The producers' web server, where there is one."""
     marks: list[tuple[str, Path]] = field(default_factory=list)
     """Crash points that were set, and the file that appears when a worker has died there."""
     _faults: dict[str, int] = field(default_factory=dict)
@@ -98,6 +101,8 @@ class Strikes:
         self.sim.clear_faults()
         self.sim.configure(**{**_HABITS_OFF, **self.provider})
         self._restore_account()
+        if self.receiver is not None:
+            self._receiver_is_well()
         self.tap.twice = False
         for child in self.fleet.all:
             child.once = {}
@@ -151,6 +156,25 @@ class Strikes:
 
     def _restore_account(self) -> None:
         self.sim.change_account(self.sim.api_key, enabled=True, credits=str(ENOUGH_CREDITS))
+
+    # --- the producers' web server ---------------------------------------------------------------
+
+    def receiver_dies(self, seconds: float) -> None:
+        assert self.receiver is not None
+        self.receiver.stop()
+        self.journal.tell("receiver down", f"{seconds:.1f} s")
+        self._later(seconds, self._receiver_is_well)
+
+    def receiver_fails(self, seconds: float, status: int) -> None:
+        assert self.receiver is not None
+        self.receiver.status = status
+        self.journal.tell("receiver fails", f"HTTP {status}, {seconds:.1f} s")
+        self._later(seconds, self._receiver_is_well)
+
+    def _receiver_is_well(self) -> None:
+        assert self.receiver is not None
+        self.receiver.status = 200
+        self.receiver.start()
 
     # --- processes ------------------------------------------------------------------------------
 

@@ -41,7 +41,7 @@ def test_few_seeds_show_every_trait():
     assert any(plan.clock_shift < -60 for plan in plans)
     assert {pool for plan in plans for pool in plan.pools} == {"threads", "prefork"}
     kinds = {key for plan in plans for order in plan.orders for key in _kinds(order)}
-    assert kinds == {"deadline", "cancel", "celery", "seed", "references"}
+    assert kinds == {"deadline", "cancel", "celery", "seed", "references", "change", "end"}
 
 
 def _kinds(order):
@@ -50,3 +50,4 @@ def _kinds(order):
     yield from ["celery"] if order.by_celery else []
     yield from ["seed"] if order.seed is not None else []
     yield from ["references"] if order.references else []
+    yield from [order.notify] if order.notify else []

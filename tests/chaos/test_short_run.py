@@ -95,6 +95,13 @@ def _unrecorded(records: Records) -> Records:
     return replace(records, uploads=[*records.uploads, upload])
 
 
+def _foreign_notice(records: Records) -> Records:
+    payload = {"data": {"id": "nobody", "sequence": 1, "status": "completed"}}
+    return replace(
+        records, heard=[*records.heard, replace(records.heard[0], id="x", payload=payload)]
+    )
+
+
 def _logged(line: str) -> Callable[[Records], Records]:
     return lambda records: replace(records, logs={**records.logs, "worker-0.log": line})
 
@@ -125,6 +132,17 @@ CORRUPTIONS: dict[str, tuple[str, Callable[[Records], Records]]] = {
     "a history cut short": ("histories_are_allowed", lambda r: _rows(r, events=())),
     "bytes recorded twice": ("uploaded_once", _uploads),
     "bytes sent for nothing": ("uploaded_once", _unrecorded),
+    "a notice that was lost": ("producers_are_told", lambda r: replace(r, heard=r.heard[:-1])),
+    "notices out of order": ("producers_are_told", lambda r: replace(r, heard=r.heard[::-1])),
+    "a notice for nobody": ("producers_are_told", _foreign_notice),
+    "a forged notice": (
+        "producers_are_told",
+        lambda r: replace(r, heard=[replace(r.heard[0], verified=False), *r.heard[1:]]),
+    ),
+    "a notice that is left": (
+        "producers_are_told",
+        lambda r: replace(r, notices=[{**r.notices[0], "status": "pending"}]),
+    ),
     "the key in a log": ("nothing_leaks", lambda r: _logged(f"key {r.api_key}")(r)),
     "a presigned query": ("nothing_leaks", _logged("PUT http://s/x?X-Amz-Signature=0af3")),
     "a video's token": ("nothing_leaks", _logged("GET http://cdn/x.mp4?token=0af3")),

@@ -4,6 +4,7 @@ import base64
 import json
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
+import time_machine
 from celery import Celery
 from sqlalchemy import text
 from standardwebhooks import Webhook
@@ -187,6 +189,15 @@ def test_all_secrets_sign_while_they_are_changed(make_runtime, receiver):
     stamp = datetime.fromtimestamp(int(heard.headers["webhook-timestamp"]), UTC)
     body = json.dumps(heard.payload, ensure_ascii=False, separators=(",", ":"))
     assert Webhook(OTHER).sign(heard.id, stamp, body) in heard.headers["webhook-signature"]
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_worker_whose_clock_is_off_stamps_by_the_databases(desk, receiver, hours):
+    desk.put_out()
+    with time_machine.travel(datetime.now(UTC) + timedelta(hours=hours)):
+        desk.work()
+    [heard] = receiver.heard
+    assert abs(int(heard.headers["webhook-timestamp"]) - time.time()) < 120
 
 
 def test_nothing_is_sent_unsigned(make_runtime, receiver):

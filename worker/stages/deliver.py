@@ -142,7 +142,7 @@ def _send(
             connect_timeout=min(LONGEST_TRY / 2, rt.settings.lease / 4),
             total_timeout=min(LONGEST_TRY, rt.settings.lease / 2),
         )
-        return sender.send(notice.notify["webhook"], str(notice.id), told)
+        return sender.send(notice.notify["webhook"], str(notice.id), told, at=notice.now)
     if send_task is None:
         return Refused("this process sends no Celery tasks", alive=True)
     try:
