@@ -52,6 +52,7 @@ class Outgoing:
     tenant: str
     metadata: dict[str, Any] | None
     idempotency_key: str | None
+    retry_of: uuid.UUID | None
     tries: int
     age: float
     """Seconds since it was first to be delivered."""
@@ -158,7 +159,8 @@ def put_off(conn: Connection, claim: Claim, seconds: float, why: str | None = No
 _LOAD = text(
     """
     SELECT n.id, n.lease, n.generation_id, n.target, n.sequence, n.type, n.receiver, n.data,
-           n.created_at, g.notify, g.tenant, g.metadata, g.idempotency_key, n.tries,
+           n.created_at, g.notify, g.tenant, g.metadata, g.idempotency_key,
+           g.retry_of, n.tries,
            CAST(extract(epoch FROM now() - n.since) AS float) AS age,
            coalesce(r.failures, 0) AS receiver_failures,
            CAST(coalesce(extract(epoch FROM now() - r.failing_since), 0) AS float)

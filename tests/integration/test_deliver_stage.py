@@ -134,6 +134,7 @@ def test_a_webhook_says_what_became_of_it_and_is_signed(desk, receiver):
             "status": "completed",
             "tenant": "acme",
             "idempotency_key": "order-7",
+            "retry_of": None,
             "metadata": {"order": 7, "täg": "ünïcode"},
             "credit_cost": "12.5",
             "error_code": None,
@@ -177,6 +178,14 @@ def test_a_completed_one_waits_for_the_archive_and_tells_what_it_stored(desk, re
             "content_type": "video/mp4",
         }
     ], "the last frame takes too long: it isn't waited for for ever"
+
+
+def test_a_retry_names_the_generation_that_its_producer_knows(desk, receiver):
+    with desk.rt.engine.begin() as conn:
+        first = rows.make(conn, Status.FAILED)
+    desk.put_out(retry_of=first)
+    desk.work()
+    assert receiver.heard[0].data["retry_of"] == str(first)
 
 
 def test_all_secrets_sign_while_they_are_changed(make_runtime, receiver):

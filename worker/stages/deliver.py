@@ -107,6 +107,8 @@ def payload(notice: Outgoing, artifacts: Sequence[ArtifactView] = ()) -> dict[st
             "status": data["status"],
             "tenant": notice.tenant,
             "idempotency_key": notice.idempotency_key,
+            # The generation that the producer knows, where an operator had its request retried.
+            "retry_of": None if notice.retry_of is None else str(notice.retry_of),
             "metadata": notice.metadata,
             "credit_cost": None if cost is None else f"{Decimal(str(cost)).normalize():f}",
             "error_code": data["error_code"],
