@@ -323,10 +323,11 @@ def producers_are_told(records: Records) -> Iterator[Broken]:
             seen.add(one.id)
             heard[one.data["id"]].append((one.data["sequence"], one.data["status"]))
     for row in records.rows:
-        changes = [told["to_status"] for told in row.events if told["to_status"]]
+        moves = [told for told in row.events if told.get("to_status")]
+        changes = [told["to_status"] for told in moves]
         match wanted.get(row.number):
             case "change":
-                due = changes[1:] if row.events[0]["event"] == Event.ACCEPT else changes
+                due = [move["to_status"] for move in moves if move["event"] != Event.ACCEPT]
             case "end":
                 due = changes[-1:]
             case _:

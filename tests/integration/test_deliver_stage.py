@@ -438,7 +438,9 @@ def test_one_that_trickles_has_a_bound(make_runtime, receiver):
 
     def trickle(peer: socket.socket) -> None:
         peer.sendall(b"HTTP/1.1 200 OK\r\nX: ")
-        while not stop.wait(0.1):
+        for _ in range(200):
+            if stop.wait(0.1):
+                return
             peer.sendall(b"x")
 
     with raw_server(trickle) as port:

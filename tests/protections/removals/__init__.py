@@ -8,6 +8,7 @@ from tests.protections.removals import (
     edge,
     following,
     holding,
+    noticing,
     readings,
     resolving,
     scheduling,
@@ -25,6 +26,7 @@ PROTECTIONS: tuple[Protection, ...] = (
     *holding.PROTECTIONS,
     *uploading.PROTECTIONS,
     *archiving.PROTECTIONS,
+    *noticing.PROTECTIONS,
     *edge.PROTECTIONS,
     *crashes.PROTECTIONS,
 )

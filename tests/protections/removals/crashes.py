@@ -137,6 +137,8 @@ PROTECTIONS = (
                 "due_at = now() + make_interval(secs => :seconds)\n    FROM picked",
                 "due_at = now() + make_interval(days => 10)\n    FROM picked",
             ),
+            # The broker brings back what was not acknowledged when the worker died.
+            _NEVER_DUE_AGAIN[0],
         ),
         (f"{DEATH}[deliver.before_send]", f"{DEATH}[deliver.after_send]"),
     ),
