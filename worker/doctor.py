@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 
+from worker.checkup.archive import archive
 from worker.checkup.finding import Check, Findings, Level, ok, warn, wrong
 from worker.checkup.postgres import database
 from worker.checkup.provider import provider
@@ -36,6 +37,7 @@ def examine(environ: Mapping[str, str], *, found_by: str) -> list[Check]:
         "database": lambda: database(settings),
         "broker": lambda: broker(settings.broker_url),
         "provider": lambda: provider(settings),
+        "archive": lambda: archive(settings),
     }
     findings = _all_at_once(groups)
     for name in groups:

@@ -305,7 +305,48 @@ def test_migrate_checks_first(cli: Cli, postgres: Any, monkeypatch: pytest.Monke
     postgres.drop_database(name)
 
 
+def test_results_are_shown_by_their_stable_addresses(
+    cli: Cli, service: Any, sim: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    monkeypatch.setenv("SEEDANCE_ARCHIVE_URL", folder.as_uri())
+    sim.fault("cdn", "bare", times=1)
+    service.worker(SEEDANCE_ARCHIVE_URL=folder.as_uri())
+    done = cli.json("generate", "--text", "a cat", "--wait", "--timeout", "50")
+
+    def failed() -> Any:
+        [video] = cli.json("show", done["id"])["artifacts"]
+        return video["error"]
+
+    wait_for(failed, "the first try has failed")
+    told = cli("show", done["id"])
+    assert "video: not stored after 1 tries, again in" in told
+    assert "HTTP 502" in told
+    assert "results could not be stored yet" in cli("doctor")
+    with service.rt.engine.begin() as conn:
+        conn.execute(text("UPDATE artifacts SET due_at = now()"))
+    wait_for(lambda: cli.json("show", done["id"])["video_uri"], "the video is stored")
+
+    shown = cli.json("show", done["id"])
+    [video] = shown["artifacts"]
+    assert video["uri"] == shown["video_uri"]
+    assert Path(video["uri"].removeprefix("file://")).stat().st_size == video["bytes"]
+    assert video["sha256"] == sim.task(done["remote_task_id"])["video_sha256"]
+    assert f"video: {video['uri']}" in cli("show", done["id"])
+    checks = {check["name"]: check for check in cli.json("doctor")}
+    assert checks["archive"]["found"] == f"{folder.as_uri()} can be written"
+
+
+def test_a_worker_does_not_start_with_an_archive_that_can_not_be_written(service: Any) -> None:
+    worker = service.worker(SEEDANCE_ARCHIVE_URL="file:///no/such/folder")
+    assert worker.wait() == 2
+    [said] = [line for line in worker.text().splitlines() if "SEEDANCE_ARCHIVE_URL" in line]
+    assert "is 'file:///no/such/folder', which can't be written: FileNotFoundError" in said
+
+
 BROKEN = {
+    "archive": ("SEEDANCE_ARCHIVE_URL", "file:///no/such/folder", "can't be written"),
     "database": ("SEEDANCE_DATABASE_URL", f"postgresql://u:geheim@{NOWHERE}/x", "PostgreSQL"),
     "broker": ("SEEDANCE_BROKER_URL", f"redis://:geheim@{NOWHERE}/0", "Valkey or Redis"),
     "api key": ("SEEDANCE_API_KEY", "geheim-but-wrong", "INVALID_API_KEY"),

@@ -210,3 +210,36 @@ def test_the_list_shows_tasks_of_what_was_pruned_and_they_are_not_taken_for_fore
         found = watch.hold_against(conn, [task], forgotten=now - timedelta(days=180))
     assert (found.foreign == ["t"]) is foreign
     assert (count(rt, "stray_tasks") == 1) is foreign
+
+
+def test_what_was_stored_stays_told_and_what_was_not_goes_with_its_generation(rt):
+    with rt.engine.begin() as conn:
+        kept = ended(conn, Status.COMPLETED, YOUNG)
+        gone = {how: ended(conn, Status.COMPLETED, OLD) for how in ("stored", "lost", "waiting")}
+        for generation_id in (kept, *gone.values()):
+            conn.execute(
+                text(
+                    "INSERT INTO artifacts (generation_id, kind, due_at, available_until)"
+                    " VALUES (:id, 'video', now(), now())"
+                ),
+                {"id": generation_id},
+            )
+        conn.execute(
+            text(
+                "UPDATE artifacts SET due_at = NULL, stored_at = now(), uri = 'file:///x',"
+                " bytes = 1, sha256 = repeat('0', 64), content_type = 'video/mp4' WHERE"
+                " generation_id = :id"
+            ),
+            {"id": gone["stored"]},
+        )
+        conn.execute(
+            text(
+                "UPDATE artifacts SET due_at = NULL, lost_at = now(), error = 'x' WHERE"
+                " generation_id = :id"
+            ),
+            {"id": gone["lost"]},
+        )
+    prune.run(rt)
+    with rt.engine.connect() as conn:
+        left = set(conn.execute(text("SELECT generation_id FROM artifacts")).scalars())
+    assert left == {kept, gone["stored"]}

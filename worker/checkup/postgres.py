@@ -1,11 +1,13 @@
 """The database: its server, its tables, its rows."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Connection, func, select, text
 from sqlalchemy.exc import DBAPIError
 
 from models import credit, gates, reads
+from models.artifacts.reading import unstored
 from models.database import make_engine
 from models.ledger.drift import drift
 from models.lifecycle import Status
@@ -103,6 +105,7 @@ def _rows(conn: Connection, settings: Settings) -> list[Check]:
         checks.append(warn("attention", found, "seedance list --attention"))
     else:
         checks.append(ok("attention", "no generation needs an operator"))
+    checks += _unstored(conn)
     second = _count(conn, select(func.count()).where(StrayTask.kind == "second"))
     if second:
         checks.append(
@@ -172,6 +175,19 @@ _GATES = {
     gates.GateName.CREDIT: "buy credits; `seedance balance` opens it at once",
     gates.GateName.BACKOFF: "the provider asked to wait: it opens by itself",
 }
+
+
+def _unstored(conn: Connection) -> Iterator[Check]:
+    state = unstored(conn)
+    if state.alarming:
+        found = f"{state.alarming} results can't be stored for over a day: {state.error}"
+        yield wrong("results", found, "seedance list --attention; the provider keeps them a week")
+    elif state.failing:
+        found = f"{state.failing} results could not be stored yet: {state.error}"
+        yield warn("results", found, "they are tried again; seedance show tells of each")
+    if state.lost:
+        found = f"{state.lost} results of the last week are lost"
+        yield warn("results", found, "the events `lost` in the histories say why")
 
 
 def _lateness(summary: reads.Summary) -> Check:

@@ -13,10 +13,11 @@ from sqlalchemy.exc import DBAPIError
 
 from worker import logs
 from worker import migrate as migrations
+from worker.archive import StorageError, open_store
 from worker.cli import output
 from worker.cli.context import database, environment
 from worker.cli.errors import BadInput, database_problem
-from worker.settings import load_settings, unknown_variables
+from worker.settings import Settings, load_settings, unknown_variables
 
 log = logging.getLogger("seedance")
 
@@ -77,6 +78,7 @@ def worker(
       seedance worker --concurrency 32 --name video-1@%h
     """
     prepare("worker", log_level)
+    _check_archive(load_settings())
     if concurrency is not None:
         # By the environment, since connections are counted by it as well.
         os.environ["SEEDANCE_CONCURRENCY"] = str(concurrency)
@@ -158,6 +160,25 @@ def begin_logging(process: str, log_level: str | None) -> None:
         os.environ[logs.LEVEL] = log_level.lower()
     logs.name_process(process)
     logs.configure()
+
+
+def _check_archive(settings: Settings) -> None:
+    """Refuse an archive that is set up wrongly. One that doesn't answer now may do so later."""
+    store = open_store(
+        settings.archive_url,
+        connect_timeout=settings.http_connect_timeout,
+        read_timeout=settings.http_timeout,
+    )
+    try:
+        if store is not None:
+            store.probe()
+    except StorageError as error:
+        said = f"SEEDANCE_ARCHIVE_URL is {settings.archive_url!r}, which can't be written: {error}"
+        if error.refused:
+            raise BadInput(
+                f"{said}; name a folder or bucket that exists and that this worker may write"
+            ) from None
+        log.warning("%s; results wait until it can", said)
 
 
 def prepare(process: str, log_level: str | None) -> None:

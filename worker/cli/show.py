@@ -8,10 +8,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from api_client.redaction import redact, redact_all
 from models import reads, waiting
+from models.artifacts import reading as artifact_reading
+from models.artifacts.reading import ArtifactView
 from models.base import table_of
 from models.ledger.reading import EntryView, entries
 from models.notices import reading
@@ -20,7 +22,7 @@ from models.operating import actions
 from models.operating.actions import ActionView
 from models.reads import AttemptView, EventView, GenerationView, StrayView
 from models.tables import Generation, Upload
-from worker.cli import output
+from worker.cli import artifacts, output
 from worker.cli.context import database
 from worker.cli.history import detail_text
 from worker.cli.lookup import find
@@ -57,6 +59,9 @@ class Shown:
     notices: list[NoticeView]
     ledger: list[EntryView]
     actions: list[ActionView]
+    artifacts: list[ArtifactView]
+    now: datetime
+    """By the database's clock."""
     waits_for: str | None
     """Why it waits, as of now."""
 
@@ -66,7 +71,7 @@ class Shown:
 @click.option("--url", "urls", is_flag=True, help="Print the video's signed address as well.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(*, name: str, urls: bool, as_json: bool) -> None:
-    """Show a generation: its fields, references, attempts, history, credits, and who did what.
+    """Show a generation: fields, references, attempts, results, history, credits, who did what.
 
     ID is the generation's id, the first 8 or more characters of it, or the id of its remote
     task. Signed addresses are keys while they live: they are shown only with --url.
@@ -90,6 +95,7 @@ def show(*, name: str, urls: bool, as_json: bool) -> None:
                 "notices": [notice_json(notice) for notice in shown.notices],
                 "ledger": shown.ledger,
                 "actions": shown.actions,
+                "artifacts": shown.artifacts,
             }
         )
         return
@@ -108,6 +114,8 @@ def load(conn: Connection, view: GenerationView) -> Shown:
         reading.listing(conn, generation_id=view.id, limit=_MOST_NOTICES)[::-1],
         entries(conn, view.id),
         actions.of_generation(conn, view.id, retry_of=view.retry_of),
+        artifact_reading.of(conn, view.id),
+        conn.execute(select(func.now())).scalar_one(),
         None if view.ended else waiting.why(conn, view),
     )
 
@@ -170,6 +178,10 @@ def _print(to: Console, shown: Shown, *, urls: bool) -> None:
         code = f" ({attempt.code})" if attempt.code else ""
         line = f"  {attempt.number}  {output.time_text(attempt.started_at)}  {result}{code}{task}"
         to.print(f"{line}, seed {attempt.seed} {drawn}", markup=False)
+    if shown.artifacts:
+        to.print("\n[bold]results[/]")
+    for line in artifacts.lines(shown.artifacts, shown.now):
+        to.print(f"  {line}", markup=False)
     to.print("\n[bold]history[/]")
     to.print(timeline(shown.events, shown.view.created_at))
     if shown.notices:

@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, delete, exists, func, literal, or_, select
 
+from models.artifacts import Artifact
 from models.base import Base, table_of
 from models.metrics import pulses, totals
 from models.notices import Notice, NoticeReceiver, State
@@ -41,6 +42,7 @@ FORGET_PROCESSES = 86_400.0
 g = table_of(Generation).c
 e = table_of(GenerationEvent).c
 u = table_of(Upload).c
+a = table_of(Artifact).c
 s = table_of(StrayTask).c
 n = table_of(Notice).c
 r = table_of(NoticeReceiver).c
@@ -91,6 +93,7 @@ def _batches(settings: Settings) -> dict[str, Batch]:
         batches["events"] = lambda conn: _events(conn, events)
     if ended:
         batches["generations"] = lambda conn: _generations(conn, ended)
+        batches["results never stored"] = _unstored
         batches["stray tasks"] = lambda conn: _strays(conn, ended)
     return batches
 
@@ -140,6 +143,22 @@ def _events(conn: Connection, seconds: float) -> int:
         .limit(BATCH)
     )
     return _delete(conn, GenerationEvent, e.id.in_(old))
+
+
+def _unstored(conn: Connection) -> int:
+    """Results that were not stored, of generations that are gone. What was stored stays told."""
+    old = (
+        select(a.generation_id, a.kind)
+        .where(
+            or_(a.due_at.is_not(None), a.lost_at.is_not(None)),
+            ~exists().where(g.id == a.generation_id),
+        )
+        .limit(BATCH)
+        .with_for_update(skip_locked=True)
+        .cte("old")
+    )
+    gone = delete(Artifact).where(a.generation_id == old.c.generation_id, a.kind == old.c.kind)
+    return conn.execute(gone).rowcount
 
 
 def _uploads(conn: Connection, valid: float) -> int:
