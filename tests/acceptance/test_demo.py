@@ -56,8 +56,8 @@ def check(text: str) -> None:
     assert "answer lost        uncertain" in text
     assert "answer lost        completed: " in text
     assert "54 estimated, 45 charged in the ledger, 45 off the simulator's account" in text
-    assert "an MP4 of " in text
     assert "webhooks: 6 of 6 came to a listener, signatures verified" in text
+    assert "videos: 5 stored in " in text
     assert text.rstrip().endswith("all 6 generations ended as they should")
 
 

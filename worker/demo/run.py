@@ -4,10 +4,11 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import redis
 from celery import Celery
@@ -20,7 +21,7 @@ from simulator import Admin
 from worker import embedded, migrate, stack, stack_file
 from worker.cli.errors import BadInput, Failed
 from worker.cli.output import credits_text
-from worker.demo import verdict
+from worker.demo import stored, verdict
 from worker.demo.jobs import Job, jobs, media, send, total
 from worker.demo.listener import Listener
 from worker.demo.screen import Line, Screen, summary
@@ -101,6 +102,7 @@ def run(folder: Path, *, plain: bool, workers: int) -> int:
         listener = defer.enter_context(Listener(where.webhook_secret))
         log = servers.data_dir / "processes.log"
         output = defer.enter_context(log.open("w", encoding="utf-8"))
+        (servers.data_dir / "videos").mkdir(exist_ok=True)
         env = _environment(where)
         # For `enqueue`, as in any producer.
         os.environ.update({DATABASE: database_url, ALLOW_PRIVATE: env[ALLOW_PRIVATE]})
@@ -185,6 +187,7 @@ def _environment(where: _Where) -> dict[str, str]:
         "SEEDANCE_MEDIA_ROOTS": str(media()[0]),
         "SEEDANCE_WEBHOOK_SECRETS": where.webhook_secret,
         ALLOW_PRIVATE: "true",  # the listener is next door
+        "SEEDANCE_ARCHIVE_URL": (where.folder / "videos").resolve().as_uri(),
     }
 
 
@@ -220,7 +223,7 @@ def _work(screen: Screen, where: _Where, engine: Engine, listener: Listener) -> 
     taken = sum("200" in task["callbacks"] for task in tasks)
     screen.step(f"callbacks: {taken} of {len(tasks)} taken in by the gateway so far")
     found += _hear(screen, lines, listener)
-    return found + _check_video(screen, lines)
+    return found + _check_videos(screen, engine, lines, tasks)
 
 
 def _hear(screen: Screen, lines: Sequence[Line], listener: Listener) -> list[str]:
@@ -235,14 +238,21 @@ def _hear(screen: Screen, lines: Sequence[Line], listener: Listener) -> list[str
     return found
 
 
-def _check_video(screen: Screen, lines: Sequence[Line]) -> list[str]:
-    for line in lines:
-        if line.view is not None and line.view.video_url is not None:
-            problem, size = verdict.video_problem(line.view.video_url)
-            if problem is None:
-                screen.step(f"the video of {line.job.name!r} was fetched: an MP4 of {size:,} bytes")
-            return [] if problem is None else [problem]
-    return ["there is no video to fetch"]
+def _check_videos(
+    screen: Screen, engine: Engine, lines: Sequence[Line], tasks: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    views = stored.wait(engine, lines)
+    found = list(stored.problems(views, tasks))
+    if not views:
+        return ["there is no video"]
+    if not found:
+        files = {stored.path_of(view.video_uri) for view in views.values() if view.video_uri}
+        one = max(files)
+        screen.step(
+            f"videos: {len(files)} stored in {_shown(one.parent.parent)}, each with the provider's"
+            f" SHA-256; play one: {_shown(one)}"
+        )
+    return found
 
 
 def _follow(screen: Screen, engine: Engine, sent: Sequence[tuple[Job, uuid.UUID]]) -> list[Line]:

@@ -1,6 +1,5 @@
 """Whether the demo ended as it should: what it promises is checked, not only shown."""
 
-import contextlib
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +7,6 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-import requests
 from sqlalchemy import Connection
 
 from models.ledger import reading
@@ -18,8 +16,6 @@ from worker.cli.output import credits_text
 from worker.demo.jobs import total
 from worker.demo.listener import Heard
 from worker.demo.screen import Line
-
-_MP4_MARK = slice(4, 8)
 
 
 @dataclass(frozen=True)
@@ -105,18 +101,3 @@ def notice_problems(lines: Sequence[Line], heard: Heard) -> list[str]:
     if heard.unverified:
         found.append(f"{heard.unverified} webhooks could not be verified")
     return found
-
-
-def video_problem(url: str) -> tuple[str | None, int]:
-    """What is wrong with a finished video, if anything, and how many bytes it has."""
-    try:
-        with contextlib.closing(requests.Session()) as session:
-            session.trust_env = False  # the simulator is next door: no proxy
-            answer = session.get(url, timeout=(3, 10), allow_redirects=False)
-    except requests.RequestException as error:
-        return f"the video can't be fetched: {type(error).__name__}", 0
-    if answer.status_code != requests.codes.ok:
-        return f"the video can't be fetched: HTTP {answer.status_code}", 0
-    if answer.content[_MP4_MARK] != b"ftyp":
-        return "the video is no MP4", len(answer.content)
-    return None, len(answer.content)
