@@ -170,6 +170,20 @@ def test_a_database_that_is_away_is_told_at_once(make_runtime: MakeRuntime) -> N
     assert b"pass-word" not in answer.body
 
 
+def test_history_that_nobody_counted_is_not_told_in_part(rt: Runtime, steps: Steps) -> None:
+    for _ in range(5):
+        steps.enqueue()
+    which = scrape.classes(rt.settings)
+    with pytest.raises(scrape.BehindError):
+        scrape.catch_up(rt.engine, which, within=-1, most=1)
+    scrape.catch_up(rt.engine, which, within=60, most=1)
+
+    def behind() -> bytes:
+        raise scrape.BehindError
+
+    assert Scrapes(behind).answer().status == 503
+
+
 def test_a_reading_that_hangs_holds_up_nobody_for_long() -> None:
     release, begun = threading.Event(), []
 

@@ -42,12 +42,27 @@ def classes(settings: Settings) -> Classes:
     return Classes(get_args(ModelName), dict(settings.metrics_tenants))
 
 
+class BehindError(Exception):
+    """So much is to be counted that it takes several scrapes: nobody did for long."""
+
+
+def catch_up(engine: Engine, which: Classes, *, within: float, most: int = totals.MOST) -> None:
+    """Count what is new. Raises BehindError with more to do after so many seconds."""
+    deadline = time.monotonic() + within
+    while True:
+        with engine.begin() as conn:
+            conn.exec_driver_sql(f"SET LOCAL statement_timeout = '{STATEMENT}'")
+            more = totals.fold(conn, which, most=most)
+        if not more:
+            return
+        if time.monotonic() > deadline:
+            raise BehindError
+
+
 def collect(engine: Engine, which: Classes) -> bytes:
-    """Count what is new, then read everything as of one moment. Raises SQLAlchemyError."""
+    """Count what is new, then read all as of one moment. Raises SQLAlchemyError, BehindError."""
     started = time.monotonic()
-    with engine.begin() as conn:
-        conn.exec_driver_sql(f"SET LOCAL statement_timeout = '{STATEMENT}'")
-        totals.fold(conn, which)
+    catch_up(engine, which, within=PATIENCE / 2)
     with engine.connect().execution_options(isolation_level="REPEATABLE READ") as conn:
         conn.exec_driver_sql(f"SET LOCAL statement_timeout = '{STATEMENT}'")
         counted = totals.read(conn, which)
@@ -92,6 +107,8 @@ class Scrapes:
             kind = type(error).__name__
             log.warning("the figures can't be read: %s", kind)
             answer = Answer(503, f"the database can't be read: {kind}\n".encode())
+        except BehindError:
+            answer = Answer(503, b"history is still being counted, as nobody has for long\n")
         finally:
             with self._changed:
                 self._known[:], self._reading = [answer], False
