@@ -10,6 +10,9 @@ from types import MappingProxyType
 OTHER = "other"
 """Models that we don't know, and tenants without a class of their own."""
 
+NO_ERROR = "none"
+"""The label of what ended without an error."""
+
 _SHORT = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _LONG = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_800.0, 3_600.0, 14_400.0, 86_400.0)
 

@@ -84,7 +84,7 @@ _EVENTS = text(
         SELECT e.event, e.to_status,
                {model_label("(generations.request ->> 'model')")} AS model,
                {tenant_label("generations.tenant")} AS tenant,
-               coalesce({_ERROR}, 'none') AS error,
+               coalesce({_ERROR}, '{d.NO_ERROR}') AS error,
                greatest(extract(epoch FROM submitted_at - created_at), 0) AS waited,
                greatest(extract(epoch FROM finished_at - submitted_at), 0) AS ran
         FROM generation_events e JOIN generations ON generations.id = e.generation_id

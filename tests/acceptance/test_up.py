@@ -100,6 +100,10 @@ def test_runs_everything_and_ends_everything(up: Up) -> None:
     assert flower_status(url, None) == 401
     assert flower_status(url, f"{user}:{password}") == 200
 
+    line = next(line for line in up.text().splitlines() if "figures for Prometheus: " in line)
+    with urllib.request.urlopen(line.split()[-1], timeout=20) as answer:
+        assert b"seedance_dispatchers 1" in answer.read()
+
     # A worker that is killed, and PostgreSQL as well, come back; what was enqueued is done.
     worker = up.child("worker.cli worker")
     assert worker is not None

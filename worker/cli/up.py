@@ -257,7 +257,9 @@ def _tell_when_ready(
     lines = [f"ready; data and logs of the servers are in {plan.folder}"]
     if plan.simulated:
         lines.append(f"the simulator stands in for the provider: {made[_BASE_URL]}/admin/")
-    lines.append(f"the gateway's health: {stack.local_url(int(made[_GATEWAY_PORT]))}/readyz")
+    gateway_url = stack.local_url(int(made[_GATEWAY_PORT]))
+    lines.append(f"the gateway's health: {gateway_url}/readyz")
+    lines.append(f"figures for Prometheus: {gateway_url}/metrics")
     if flower:
         lines.append(f"Flower: {flower['url']}  login: {flower['login']}")
     lines.append('in another terminal in this folder: seedance generate --text "A cat" --wait')

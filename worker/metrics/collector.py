@@ -3,6 +3,8 @@
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import (
@@ -14,7 +16,12 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from models.metrics.definitions import AGES, SUM, TOTALS, Total
+from api_client import Outcome
+from api_client.verdicts import Endpoint
+from models.error_classes import ErrorClass
+from models.lifecycle import Event, Status
+from models.metrics import definitions as d
+from models.metrics.definitions import AGES, NO_ERROR, SUM, TOTALS, Total
 from models.metrics.present import Present
 from models.metrics.totals import Sample
 
@@ -48,10 +55,42 @@ def exposition(totals: Sequence[Sample], present: Present, *, seconds: float) ->
 def _totals(samples: Sequence[Sample]) -> Iterator[Metric]:
     by_name: dict[str, dict[tuple[str, ...], dict[int, float]]] = {}
     for sample in samples:
-        series = by_name.setdefault(sample.name, {}).setdefault(sample.labels, {})
-        series[sample.bucket] = float(sample.value)
+        values = by_name.setdefault(sample.name, {}).setdefault(sample.labels, {})
+        values[sample.bucket] = float(sample.value)
+    whose = list(by_name.get(d.ACCEPTED.name, {}))
     for total in TOTALS.values():
-        yield _total(total, by_name.get(total.name, {}))
+        series = by_name.get(total.name, {})
+        for labels in _expected(total, whose):
+            series.setdefault(labels, {})
+        yield _total(total, series)
+
+
+_ENDS = (
+    *((str(Status.COMPLETED), NO_ERROR), (str(Status.CANCELLED), NO_ERROR)),
+    *((str(Status.EXPIRED), NO_ERROR), (str(Status.EXPIRED), str(ErrorClass.DEADLINE))),
+    *((str(Status.FAILED), str(kind)) for kind in ErrorClass),
+)
+_REQUESTS = tuple(product(get_args(Endpoint), map(str, Outcome)))
+_CONSTANT: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    d.TRANSITIONS.name: tuple((str(event),) for event in Event),
+    d.REQUESTS.name: _REQUESTS,
+    d.NOTICES.name: tuple(product(("webhook", "task"), ("taken", "again", "dead"))),
+    d.STORED.name: tuple(product(("video", "last_frame"), ("stored", "again", "lost"))),
+}
+
+
+def _expected(total: Total, whose: Sequence[tuple[str, ...]]) -> Iterable[tuple[str, ...]]:
+    """Series that are told from 0 on: Prometheus sees no increase in one that begins at 5.
+
+    `whose` are the models and tenants of which anything was accepted.
+    """
+    if total.name == d.FINISHED.name:
+        return [(*end, *who) for end in _ENDS for who in whose]
+    if total.name == d.SUBMITTED.name:
+        return [(how, *who) for how in ("answered", "adopted") for who in whose]
+    if total.name == d.CHARGED.name:
+        return whose
+    return _CONSTANT.get(total.name, ())
 
 
 def _total(total: Total, series: Mapping[tuple[str, ...], Mapping[int, float]]) -> Metric:
