@@ -125,6 +125,13 @@ def why(conn: Connection, view: GenerationView) -> str | None:
     return holds.reason(view, None if kind is None else Wait(kind))
 
 
+def told(conn: Connection, view: GenerationView) -> GenerationView:
+    """A generation with the reason of this moment, briefly: who is before it is not counted."""
+    holds = Holds.read(conn)
+    kind = conn.execute(select(holds.kind()).where(g.id == view.id)).scalar_one_or_none()
+    return holds.told(view, kind)
+
+
 def _turn(conn: Connection, view: GenerationView) -> str:
     ahead = conn.execute(
         select(func.count())

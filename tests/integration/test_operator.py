@@ -11,6 +11,7 @@ from sqlalchemy import func, update
 import simulator
 from api_client import TaskNotFound
 from models import reads
+from models.operating import actions
 from models.operating.actions import By
 from models.tables import SubmitAttempt
 from worker import operator, producer
@@ -58,6 +59,23 @@ def test_adopts_the_task_and_tells_who_decided(rt, steps, sim, in_doubt) -> None
         adopted = [e for e in reads.events(conn, generation_id) if e.event == "adopt"]
     assert [event.detail["by"] for event in adopted] == [BY.told]
     assert len(sim.tasks()) == 1
+
+
+def test_every_decision_is_kept_with_who_and_why(rt, sim, in_doubt) -> None:
+    adopted, given_up, again = in_doubt(), in_doubt("drop_before"), in_doubt("drop_before")
+    for generation_id in (given_up, again):
+        settled(rt, generation_id)
+    operator.adopt(rt, adopted, sim.submits()[0]["task_id"], attempt=1, by=BY)
+    operator.fail(rt.engine, given_up, attempt=1, by=BY)
+    operator.resubmit(rt.engine, again, attempt=1, by=BY)
+    with pytest.raises(DecisionRefused):
+        operator.fail(rt.engine, given_up, attempt=1, by=BY)
+    with rt.engine.connect() as conn:
+        told = {a.generation_id: a for a in actions.newest(conn)}
+        assert len(actions.newest(conn)) == 3, "what was refused is no change"
+    decisions = {name: a.detail["decision"] for name, a in told.items()}
+    assert decisions == {adopted: "adopt", given_up: "fail", again: "resubmit"}
+    assert {(a.action, a.actor, a.reason) for a in told.values()} == {("resolve", BY.who, BY.why)}
 
 
 def test_never_adopts_what_another_generation_follows(rt, steps, sim, in_doubt) -> None:

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.spinner import Spinner
 from sqlalchemy import Engine
 
-from models import reads
+from models import reads, waiting
 from models.reads import GenerationView
 from worker.cli import output
 from worker.cli.errors import Failed
@@ -33,6 +33,8 @@ def follow(engine: Engine, generation_id: uuid.UUID, *, timeout: float) -> Gener
         while True:
             with engine.connect() as conn:
                 view = reads.get(conn, generation_id)
+                if view is not None and not view.ended:
+                    view = waiting.told(conn, view)
             if view is None:
                 raise Failed(f"generation {generation_id} is gone")
             state = describe(view)
