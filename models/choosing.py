@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, select
+from sqlalchemy import ColumnElement, Connection, Row, select, union
 
 from models.artifacts import Artifact
 from models.base import table_of
@@ -17,10 +17,15 @@ from models.waiting import Holds, Wait
 
 g = table_of(Generation).c
 
-_UNSTORED = select(Artifact.generation_id).where(
-    Artifact.attention_at.is_not(None), Artifact.due_at.is_not(None)
+_ATTENTION = union(
+    select(g.id).where(g.attention.is_not(None)),
+    select(Artifact.generation_id).where(
+        Artifact.attention_at.is_not(None), Artifact.due_at.is_not(None)
+    ),
 )
-"""Those with a result that could not be stored for long."""
+"""Those that need an operator, and those with a result that could not be stored for long. Each by
+its small index: as two conditions on a row they would read all that has ended.
+"""
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Choice:
             # Said for the planner as well: what waits has not ended.
             wanted.append(g.finished_at.is_(None))
         if self.attention:
-            wanted.append(g.attention.is_not(None) | g.id.in_(_UNSTORED))
+            wanted.append(g.id.in_(_ATTENTION))
         if self.since is not None:
             wanted.append(g.created_at >= self.since)
         if self.until is not None:

@@ -164,8 +164,10 @@ def now(conn: Connection, *, limit: int) -> Waiting:
     kind = holds.kind().label("kind")
     accepted = g.status == Status.ACCEPTED
     counts = conn.execute(select(kind, func.count()).where(accepted).group_by(kind))
+    # Their ids first: all that wait would else be read whole, to be sorted.
+    first = select(g.id).where(accepted).order_by(g.created_at, g.id).limit(limit)
     rows = conn.execute(
-        select(*reads.COLUMNS, kind).where(accepted).order_by(g.created_at, g.id).limit(limit)
+        select(*reads.COLUMNS, kind).where(g.id.in_(first)).order_by(g.created_at, g.id)
     )
     return Waiting(
         {Wait(name): count for name, count in counts if name is not None},
