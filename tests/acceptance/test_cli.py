@@ -259,6 +259,14 @@ def test_many_are_retried_or_cancelled_only_if_as_many_as_were_meant(cli: Cli, r
     cli(*meant, "--expect", "3", code=1)
     assert "0 would be retried, not 3" in cli.err
 
+    # Each is judged as it stands: the budget of another tenant covers one of two.
+    for _ in range(2):
+        ended_badly(rt, cli, tenant="small")
+    cli("budget", "set", "small", "day", "10")
+    report = cli.json("retry", "--tenant", "small", "--expect", "2", code=1)
+    assert len(report["retried"]) == 1
+    assert report["refused"] == {"tenant 'small' has no budget left for it": 1}
+
     meant = ("cancel", "--tenant", "acme", "--waits-for", "slot")
     assert cli(*meant, "--dry-run") == "3 would be cancelled; nothing was done\n"
     cli(*meant, "--expect", "2", code=1)

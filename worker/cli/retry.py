@@ -123,7 +123,7 @@ def _retry(
     """Retry each in a transaction of its own, which `undo` takes back; `refused` gets what was said
     of the others.
     """
-    made = {}
+    made, one = {}, len(meant) == 1
     for generation_id in meant:
         try:
             with engine.connect() as conn:
@@ -131,8 +131,11 @@ def _retry(
                 if not undo:
                     conn.commit()
                 made[generation_id] = new
-        except (RetryRefused, BudgetExceeded) as error:
-            refused[str(error)] += 1
+        except RetryRefused as error:
+            refused[str(error) if one or error.refusal is None else MEANS[error.refusal]] += 1
+        except BudgetExceeded as error:
+            tenant = error.room.budget.tenant
+            refused[str(error) if one else f"tenant {tenant!r} has no budget left for it"] += 1
     return made
 
 
