@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from models.lifecycle import Status
 from models.reads import GenerationView, Summary
@@ -99,3 +100,11 @@ def test_a_running_service_is_found_while_it_runs(tmp_path: Path) -> None:
         lock.release()
         assert stack_file.find(tmp_path) == {}
     assert not path.exists()
+
+
+def test_what_people_wrote_is_no_markup() -> None:
+    table = output.table_of_rows(["WHO", "WHY"], [["[/ana]", "[bold]because[/]"]], shrink="WHY")
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(table)
+    assert "[/ana]  [bold]because[/]" in capture.get()

@@ -167,7 +167,8 @@ def table_of_rows(
             max_width=room if heading == shrink else None,
         )
     for row in listed:
-        table.add_row(*row)
+        # Text, not markup: names, reasons and prompts may have brackets.
+        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
     return table
 
 

@@ -220,7 +220,7 @@ def _ledger(booked: list[EntryView], since: datetime) -> Table:
         seconds = max(0.0, (entry.at - since).total_seconds())
         amount = output.credits_text(entry.amount) + (" (assumed)" if entry.assumed else "")
         about = " ".join(filter(None, (entry.event, entry.remote_task_id)))
-        table.add_row(f"  +{seconds:.1f}s", entry.kind, amount, about)
+        table.add_row(f"  +{seconds:.1f}s", entry.kind, amount, Text(about))
     return table
 
 
