@@ -5,7 +5,14 @@ import os
 from sqlalchemy import Connection, text
 
 from alembic import context
-from models import artifacts, ledger, metrics, notices, operating  # noqa: F401  (for the metadata)
+from models import (  # noqa: F401  (for the metadata)
+    artifacts,
+    ledger,
+    metrics,
+    notices,
+    observing,
+    operating,
+)
 from models.database import make_engine
 from models.tables import Base
 

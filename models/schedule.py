@@ -12,13 +12,14 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, func, or_, select, text, update
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from models import gates, transitions
 from models.base import table_of
 from models.credit import Purse
 from models.lifecycle import AWAITS_DECISION, IN_DOUBT, LIVE, Status
+from models.observing.turns import BY_LIST
 from models.operating.pauses import paused_sql
 from models.tables import LIVE_SQL, Generation, LearnedLimit, SubmitAttempt
 from models.transitions import in_seconds
@@ -76,11 +77,16 @@ _needs_upload = g.has_sources & or_(g.content.is_(None), g.content_until <= func
 _NEEDS_UPLOAD = _needs_upload.label("needs_upload")
 
 
-def claim_due(conn: Connection, limit: int, *, lease_seconds: float) -> list[Claim]:
-    """Claim up to `limit` live generations whose next step is due, the longest due first."""
+def claim_due(
+    conn: Connection, limit: int, *, lease_seconds: float, by_list: bool = False
+) -> list[Claim]:
+    """Claim up to `limit` live generations whose next step is due, the longest due first.
+
+    `by_list`: without those that the task list is being read for (`models.observing`).
+    """
     due = (
         select(g.id)
-        .where(g.status.in_(sorted(LIVE)), g.due_at <= func.now())
+        .where(g.status.in_(sorted(LIVE)), g.due_at <= func.now(), *_one_by_one(by_list))
         .order_by(g.due_at)
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -96,6 +102,10 @@ def claim_due(conn: Connection, limit: int, *, lease_seconds: float) -> list[Cla
         Claim(r.id, r.lease, stage_of(Status(r.status), needs_upload=r.needs_upload), r.tries)
         for r in rows
     ]
+
+
+def _one_by_one(by_list: bool) -> list[ColumnElement[bool]]:
+    return [~BY_LIST] if by_list else []
 
 
 def release(conn: Connection, claims: Sequence[Claim], *, seconds: float) -> None:
@@ -265,11 +275,14 @@ def _about_to_send(conn: Connection) -> int:
     ).scalar_one()
 
 
-def next_due_in(conn: Connection) -> float | None:
-    """Seconds until the next live generation is due; None with none live."""
+def next_due_in(conn: Connection, *, by_list: bool = False) -> float | None:
+    """Seconds until the next live generation is due; None with none live.
+
+    `by_list`: but for those that the task list is being read for.
+    """
     seconds = conn.execute(
         select(func.extract("epoch", func.min(g.due_at) - func.now())).where(
-            g.status.in_(sorted(LIVE))
+            g.status.in_(sorted(LIVE)), *_one_by_one(by_list)
         )
     ).scalar_one()
     return None if seconds is None else float(seconds)

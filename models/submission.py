@@ -24,6 +24,7 @@ from models.decisions import (
 )
 from models.lifecycle import AWAITS_DECISION, IN_DOUBT, Note, Status
 from models.marks import draw_seed, fingerprint, producer_seed
+from models.observing.usual import Kind, kind_of
 from models.operating import pauses
 from models.schedule import BLOCKED_RECHECK
 from models.tables import OPEN_ATTEMPT_SQL, Generation, StrayTask, SubmitAttempt
@@ -71,6 +72,8 @@ class Intent:
     lease: int
     seed: int
     estimate: Decimal
+    kind: Kind | None = None
+    """What tells how long its task usually takes."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,9 @@ def begin(
         settle_seconds=timing.settle,
     )
     assert moved is not None, "the row is locked and was checked"
-    return Intent(generation_id, number, moved.lease, seed, row.estimated_cost)
+    return Intent(
+        generation_id, number, moved.lease, seed, row.estimated_cost, kind_of(row.request)
+    )
 
 
 def _hold(

@@ -69,6 +69,9 @@ def _broker(app: Any) -> Broker:
     def probe() -> None:
         app.send_task("seedance.balance")
 
+    def observe(lease: int) -> None:
+        app.send_task("seedance.observe", args=[lease], task_id=f"task-list.observe.{lease}")
+
     def waiting(queue: str) -> int:
         with app.connection_for_write() as connection, connection.channel() as channel:
             try:
@@ -86,6 +89,7 @@ def _broker(app: Any) -> Broker:
         publish,
         probe,
         depth=lambda: waiting(STAGE_QUEUE),
+        observe=observe,
         publish_side=publish_side,
         side_depth=lambda: waiting(SIDE_QUEUE),
     )

@@ -23,6 +23,8 @@ CrashPoint = Literal[
     "resolve.after_reading",
     "resolve.after_decision",
     "poll.after_get",
+    "observe.after_begin",
+    "observe.after_page",
     "dispatch.after_claim",
     "accept.before_commit",
     "accept.after_commit",

@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 from api_client import ClientConfig, SeedanceClient
 from models.artifacts import WANTED
 from models.database import make_engine
+from models.observing.usual import UsualTimes
 from worker.archive import Store, open_store
 from worker.limiter import Limiter
 from worker.metrics.reporter import Reporter
@@ -28,6 +29,8 @@ class Runtime:
     limiter: Limiter
     archive: Store | None
     """Where results are stored, if anywhere."""
+    usual: UsualTimes
+    """How long tasks usually take, as this process knows it."""
     side_slots: threading.Semaphore
     """How many threads may be at work beside the generations (`worker.side_work`)."""
     tally: Tally
@@ -71,6 +74,7 @@ def build(settings: Settings, *, pool_size: int | None = None) -> Runtime:
             connect_timeout=settings.http_connect_timeout,
             read_timeout=settings.http_timeout,
         ),
+        UsualTimes(),
         threading.BoundedSemaphore(max(1, settings.concurrency // 2)),
         tally,
     )

@@ -101,6 +101,12 @@ class Settings(BaseSettings):
         5.0, description="The shortest time between two looks at a task (the provider advises 5)."
     )
     poll_max: Seconds = Field(30.0, description="The longest time between two looks at a task.")
+    observe_from: int = Field(
+        20,
+        ge=0,
+        description="From so many looks due within `SEEDANCE_POLL_MIN` on, what runs is followed by"
+        " the task list, where that takes fewer requests; 0: always a GET for each.",
+    )
     stalled_after: Seconds = Field(
         7_200.0,
         description="How long after its submission a task that has not ended needs attention"

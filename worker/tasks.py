@@ -15,7 +15,7 @@ from worker import rejects, side_work
 from worker.app import app
 from worker.runtime import runtime
 from worker.side_work import SideClaim
-from worker.stages import accept, archive, deliver, poll, resolve, submit, upload
+from worker.stages import accept, archive, deliver, observe, poll, resolve, submit, upload
 from worker.upkeep import balance, catch_up, prune, reconcile
 
 if TYPE_CHECKING:
@@ -59,6 +59,12 @@ def submit_generation(generation_id: str, lease: int) -> None:
 def poll_task(generation_id: str, lease: int) -> None:
     """Look at a generation's remote task."""
     poll.run(runtime(), uuid.UUID(generation_id), lease)
+
+
+@app.task(name="seedance.observe")
+def observe_all(lease: int) -> None:
+    """Look at everything that runs, by the task list."""
+    observe.run(runtime(), lease)
 
 
 @app.task(name="seedance.resolve")

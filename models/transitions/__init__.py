@@ -26,14 +26,17 @@ from models.transitions.following import (
     reschedule,
     stay,
 )
+from models.transitions.page import Page, apply_page
 from models.transitions.settling import absent, give_up
 
 __all__ = [
     "Moved",
+    "Page",
     "absent",
     "admit",
     "adopt",
     "apply_observation",
+    "apply_page",
     "calm",
     "cancel",
     "cancel_many",

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    FromClause,
     bindparam,
     case,
     func,
@@ -97,14 +98,16 @@ def move(
     event: Event,
     *guards: ColumnElement[bool],
     values: Values,
-    detail: Mapping[str, Any] | None = None,
+    detail: Mapping[str, Any] | ColumnElement[Any] | None = None,
     sources: frozenset[Status] | None = None,
     skip_locked: bool = False,
+    each: FromClause | None = None,
 ) -> list[Moved]:
     """Move every row that passes `guards` by `event`; the other functions here are its callers.
 
     One statement: lock and compare, set, tell, book; one more where notices are wanted. `sources`
     narrows the transition's own; `skip_locked` leaves out rows that somebody else is changing.
+    `each` has a row for each generation, by `id`, that `values` and `detail` may draw on.
     """
     transition = TRANSITIONS[event]
     stores = artifacts.wanted(conn, event)
@@ -115,9 +118,15 @@ def move(
         .with_for_update(skip_locked=skip_locked)
         .cte("locked")
     )
+    told_with: ColumnElement[Any] = (
+        detail
+        if isinstance(detail, ColumnElement)
+        else bindparam("detail", dict(detail) if detail else None, JSONB(none_as_null=True))
+    )
+    joined = [] if each is None else [each.c.id == locked.c.id]
     moved = (
         update(generations)
-        .where(g.id == locked.c.id)
+        .where(g.id == locked.c.id, *joined)
         .values(
             {
                 **(ENDED if transition.target in TERMINAL else {}),
@@ -136,6 +145,7 @@ def move(
             func.coalesce(notices.wanted(transition.target), False).label("noticed"),
             *NEEDED.values(),
             *([g.last_frame_url] if stores else []),
+            told_with.label("detail"),
         )
         .cte("moved")
     )
@@ -149,7 +159,7 @@ def move(
                 moved.c.from_status,
                 literal(str(transition.target)),
                 moved.c.attempt,
-                bindparam("detail", dict(detail) if detail else None, JSONB(none_as_null=True)),
+                moved.c.detail,
             ),
         )
         .returning(events_table.c.id, events_table.c.generation_id)

@@ -13,9 +13,7 @@ from sqlalchemy import (
 from models import ledger
 from models.lifecycle import (
     LIVE,
-    UNSPECIFIED,
     Contradiction,
-    Event,
     Finish,
     Followed,
     Note,
@@ -32,11 +30,11 @@ from models.transitions.core import (
     g,
     generations,
     in_seconds,
-    move,
     note,
     one,
     tell_once,
 )
+from models.transitions.ending import finish
 
 
 def apply_observation(conn: Connection, seen: Observation) -> Moved | Note | None:
@@ -56,15 +54,7 @@ def apply_observation(conn: Connection, seen: Observation) -> Moved | Note | Non
     decision = observe(Followed(Status(row.status), row.remote_task_id, row.remote_status), seen)
     match decision:
         case Finish(event):
-            return one(
-                move(
-                    conn,
-                    event,
-                    g.id == row.id,
-                    values=_finish_values(event, seen),
-                    detail={"remote_status": seen.status, "credit_cost": _text(seen.credit_cost)},
-                )
-            )
+            return one(finish(conn, event, [(row.id, seen)]))
         case Progress():
             conn.execute(
                 update(generations)
@@ -106,20 +96,6 @@ def apply_observation(conn: Connection, seen: Observation) -> Moved | Note | Non
 
 def _text(amount: Any) -> str | None:
     return None if amount is None else str(amount)
-
-
-def _finish_values(event: Event, seen: Observation) -> dict[str, Any]:
-    charged = event is Event.COMPLETE
-    return {
-        "lease": g.lease + 1,
-        "remote_status": seen.status,
-        "observed_at": func.now(),
-        "credit_cost": func.coalesce(seen.credit_cost, g.credit_cost) if charged else 0,
-        "video_url": seen.video_url,
-        "last_frame_url": seen.last_frame_url,
-        "error_code": seen.error_code or (UNSPECIFIED if event is Event.FAIL else None),
-        "error_message": seen.error_message,
-    }
 
 
 def reschedule(

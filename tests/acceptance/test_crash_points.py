@@ -33,6 +33,9 @@ def test_death_at_a_crash_point_costs_nothing(
     if point.startswith("deliver."):
         _death_while_delivering(point, service, tmp_path)
         return
+    if point.startswith("observe."):
+        _death_while_observing(point, service, sim, tmp_path)
+        return
     archive = tmp_path / "archive"
     archive.mkdir()
     media = {"SEEDANCE_MEDIA_ROOTS": str(ROOT / "examples" / "media")}
@@ -102,6 +105,24 @@ def _death_while_delivering(point: CrashPoint, service: Service, tmp_path: Path)
     assert {one.data["id"] for one in receiver.heard} == {str(generation_id)}
     assert len({one.id for one in receiver.heard}) == 1, "known by its id"
     assert all(one.verified for one in receiver.heard)
+
+
+def _death_while_observing(
+    point: str, service: Service, sim: simulator.Simulator, tmp_path: Path
+) -> None:
+    """The worker that reads the task list dies: another does, or all are polled one by one."""
+    by_list = {"SEEDANCE_OBSERVE_FROM": "3"}
+    once = tmp_path / "died"
+    doomed = service.worker(SEEDANCE_CRASH_AT=point, SEEDANCE_CRASH_ONCE=str(once), **by_list)
+    ids = [service.enqueue(f"cat {number} [sim: seconds=300]") for number in range(8)]
+    assert doomed.wait() == -9, doomed.text()
+    assert once.exists()
+    service.worker(**by_list)
+    for generation_id in ids:
+        assert service.ended(generation_id).status is Status.COMPLETED
+    assert len(sim.tasks(origin="submit")) == len(ids)
+    with service.rt.engine.connect() as conn:
+        assert reading.imbalances(conn) == []
 
 
 def _charged(task: dict) -> object:

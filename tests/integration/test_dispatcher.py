@@ -19,7 +19,7 @@ from tests.waiting import wait_for as until
 from worker import side_work
 from worker.dispatcher import Broker, Dispatcher
 from worker.side_work import SideClaim, SideWork
-from worker.stages import common, poll, resolve, submit, upload
+from worker.stages import common, observe, poll, resolve, submit, upload
 from worker.upkeep import balance
 
 
@@ -38,15 +38,21 @@ class Messages:
         self.probes = 0
         self.side = []
         self.side_waiting = 0
+        self.observed = []
 
     def broker(self):
         return Broker(
             self.publish,
             self.probe,
             lambda: self.waiting,
+            self.observe,
             publish_side=self.publish_side,
             side_depth=lambda: self.side_waiting,
         )
+
+    def observe(self, lease):
+        self.observed.append(lease)
+        observe.run(self.lab.rt, lease)
 
     def publish_side(self, kind, claim):
         self.side.append(claim)

@@ -492,6 +492,8 @@ CRASH_POINTS = tuple(
         ("resolve.after_reading", ("crash-reclaimed-by-the-lease",)),
         ("resolve.after_decision", ("crash-after-the-decision-is-polled",)),
         ("poll.after_get", ("crash-reclaimed-by-the-lease",)),
+        ("observe.after_begin", ("observer-whose-pass-died-is-replaced",)),
+        ("observe.after_page", ("observer-whose-pass-died-is-replaced",)),
         ("dispatch.after_claim", ("crash-reclaimed-by-the-lease",)),
         ("accept.before_commit", ("crash-before-the-commit-is-redelivered",)),
         ("accept.after_commit", ("crash-after-the-commit-is-one-row",)),

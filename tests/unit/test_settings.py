@@ -39,6 +39,7 @@ GOOD = {
     "http_connect_timeout": ("2", 2.0),
     "poll_min": ("6", 6.0),
     "poll_max": ("60", 60.0),
+    "observe_from": ("100", 100),
     "stalled_after": ("600", 600.0),
     "reconcile_every": ("60", 60.0),
     "balance_every": ("60", 60.0),
@@ -99,6 +100,7 @@ BAD = {
     "max_in_flight": ["0", "-1", "1.5", "many"],
     "max_attempts": ["0", "x"],
     "max_tries": ["1", "x"],
+    "observe_from": ["-1", "1.5", "many"],
     "concurrency": ["0", "x", "1001"],
     "upload_max_bytes": ["0", "x"],
     "archive_max_bytes": ["0", "x"],
@@ -126,7 +128,7 @@ BAD = {
     for name, (value, _) in GOOD.items()
     if name not in ("list_lag", "settle_margin") and re.fullmatch(r"[\d.]+", value)
     if name not in ("max_in_flight", "max_attempts", "max_tries", "concurrency", "upload_max_bytes")
-    if name not in ("archive_max_bytes",)
+    if name not in ("archive_max_bytes", "observe_from")
     if name not in ("allow_private_sources", "gateway_port", "retain_generations", "retain_events")
     if name not in ("metrics_every", "metrics_port")
 }

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, false, func, select, update
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from structlog.contextvars import bind_contextvars
 
@@ -116,6 +116,15 @@ def load(conn: Connection, generation_id: uuid.UUID, lease: int) -> Row | None:
         r.failures,
         r.attention,
     )
+
+
+_REFUSED = frozenset({"22", "23", "54"})
+"""Classes of SQLSTATE that speak of the data: malformed, against a constraint, too large."""
+
+
+def refused_as_data(error: DBAPIError) -> bool:
+    """Whether the database refused what was written, rather than failing itself."""
+    return (getattr(error.orig, "sqlstate", None) or "")[:2] in _REFUSED
 
 
 def renew(engine: Engine, generation_id: uuid.UUID, lease: int, seconds: float) -> bool:

@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 from api_client import ApiError, CancelNotAllowed, Disposition, RateLimited, TaskNotFound
 from models import schedule, transitions
 from models.lifecycle import Status
+from models.observing.usual import kind_of
 from worker.crash_points import reached
 from worker.limiter import NoTokenError
 from worker.runtime import Runtime
@@ -53,6 +54,8 @@ def run(rt: Runtime, generation_id: uuid.UUID, lease: int) -> None:
         if not isinstance(ended, transitions.Moved):
             _again(rt, conn, row)
     if isinstance(ended, transitions.Moved):
+        if ended.status is Status.COMPLETED:
+            rt.usual.note(kind_of(row.request), row.submitted_ago)
         log.info("generation %s is %s", row.id, ended.status)
 
 

@@ -50,6 +50,7 @@ def submit(rt: Runtime, row: common.Row) -> None:
             )
         return
 
+    rt.usual.exchange(rt.engine)
     reached("submit.before_intent")
     started = waking_clock()
     secret = callback_address.draw(rt.settings, row.request)
@@ -153,8 +154,11 @@ def record_answer(rt: Runtime, intent: Intent, answer: Submitted) -> None:
             remote_task_id=answer.task_id,
             remote_status=answer.status,
             credit_cost=answer.credit_cost,
-            poll_seconds=schedule.poll_delay(
-                0, shortest=rt.settings.poll_min, longest=rt.settings.poll_max
+            poll_seconds=rt.usual.first_look(
+                intent.kind,
+                otherwise=schedule.poll_delay(
+                    0, shortest=rt.settings.poll_min, longest=rt.settings.poll_max
+                ),
             ),
         )
         if rt.settings.public_url:

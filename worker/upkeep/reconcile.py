@@ -16,6 +16,7 @@ from models.tables import Generation, StrayTask
 from models.watch import Sightings
 from worker.reading import read_list
 from worker.runtime import Runtime
+from worker.stages import common
 
 log = logging.getLogger(__name__)
 
@@ -23,9 +24,6 @@ _KINDS = tuple(field.name for field in fields(Sightings))
 
 CLOCKS_OFF = timedelta(hours=1)
 """How far the provider's clock may be off ours where a task is held against what was pruned."""
-
-_REFUSED = frozenset({"22", "23", "54"})
-"""Classes of SQLSTATE that speak of the data: malformed, against a constraint, too large."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ def _apply(rt: Runtime, seen: Sequence[Observation]) -> Sightings:
         with rt.engine.begin() as conn:
             return watch.hold_against(conn, seen, forgotten=_forgotten(rt))
     except DBAPIError as error:
-        if (getattr(error.orig, "sqlstate", None) or "")[:2] not in _REFUSED:
+        if not common.refused_as_data(error):
             raise
         if len(seen) == 1:
             shown = seen[0].task_id[:80]

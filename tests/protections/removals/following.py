@@ -15,6 +15,7 @@ RULES = "tests/unit/test_lifecycle.py"
 
 LIFECYCLE = "models/lifecycle.py"
 FOLLOWING = "models/transitions/following.py"
+ENDING = "models/transitions/ending.py"
 ANSWERS = "models/transitions/answers.py"
 
 PROTECTIONS = (
@@ -395,8 +396,8 @@ PROTECTIONS = (
         "the charge is the one that the completed task shows",
         (
             Edit(
-                FOLLOWING,
-                "func.coalesce(seen.credit_cost, g.credit_cost) if charged else 0,",
+                ENDING,
+                "func.coalesce(s.credit_cost, g.credit_cost) if charged else 0,",
                 "g.credit_cost,",
             ),
         ),
@@ -423,9 +424,9 @@ PROTECTIONS = (
         "a completed task that tells no cost keeps the one of its submission",
         (
             Edit(
-                FOLLOWING,
-                "func.coalesce(seen.credit_cost, g.credit_cost) if charged else 0,",
-                "seen.credit_cost if charged else 0,",
+                ENDING,
+                "func.coalesce(s.credit_cost, g.credit_cost) if charged else 0,",
+                "s.credit_cost if charged else 0,",
             ),
         ),
         (f"{MOVES}::test_a_completed_task_that_tells_no_cost_keeps_the_one_of_its_submission",),

@@ -1,0 +1,146 @@
+"""Applying many observations at once: a page of the task list, in a few statements.
+
+The same decisions as `apply_observation` makes for one, by the same pure function. What is rare
+or asks for more than the page shows is left to the GET of that task, and to reconcile.
+"""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    Row,
+    func,
+    literal,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert
+
+from models.base import among
+from models.lifecycle import (
+    Event,
+    Finish,
+    Followed,
+    Note,
+    Observation,
+    Progress,
+    Status,
+    observe,
+)
+from models.transitions.core import Moved, events_table, g, generations
+from models.transitions.ending import finish, shown_rows
+
+
+@dataclass
+class Page:
+    """What a page did."""
+
+    shown: list[str] = field(default_factory=list)
+    """Remote tasks of generations that were running, and since before the pass."""
+    ended: list[Moved] = field(default_factory=list)
+    took: list[tuple[Mapping[str, Any], float]] = field(default_factory=list)
+    """Of those that completed: the request's kind, and seconds since the submission."""
+
+
+_KIND = tuple(g.request[name].astext.label(name) for name in ("model", "resolution", "duration"))
+
+
+def apply_page(conn: Connection, seen: Sequence[Observation], *, before: datetime) -> Page:
+    """Hold a page of the task list against the running generations that follow its tasks.
+
+    `before`: a task submitted before then is one that the whole pass could show.
+    """
+    tasks = {task.task_id: task for task in seen}
+    result = Page()
+    changed, bare = [], []
+    for row in _running(conn, list(tasks)):
+        if row.submitted_at < before:
+            result.shown.append(row.remote_task_id)
+        task = tasks[row.remote_task_id]
+        if task.status == "completed" and task.video_url is None:
+            bare.append(row.id)
+        elif _decide(row, task) is not None:
+            changed.append(row.remote_task_id)
+    if bare:
+        by_its_own(conn, bare)
+    if not changed:
+        return result
+    # Locked in the order that every pass keeps, and decided again on what is there now.
+    ends: dict[Event, list[tuple[uuid.UUID, Observation]]] = {}
+    further: list[tuple[uuid.UUID, Observation]] = []
+    for row in _running(conn, changed, lock=True):
+        task = tasks[row.remote_task_id]
+        decision = _decide(row, task)
+        if isinstance(decision, Finish):
+            ends.setdefault(decision.event, []).append((row.id, task))
+            if decision.event is Event.COMPLETE:
+                kind = {name: getattr(row, name) for name in ("model", "resolution", "duration")}
+                result.took.append((kind, float(row.ago)))
+        elif decision is not None:
+            further.append((row.id, task))
+    for event, these in sorted(ends.items()):
+        result.ended += finish(conn, event, these)
+    if further:
+        _progress(conn, further)
+    return result
+
+
+def _running(
+    conn: Connection, task_ids: Sequence[str], *, lock: bool = False
+) -> Sequence[Row[Any]]:
+    query = (
+        select(
+            g.id,
+            g.remote_task_id,
+            g.remote_status,
+            g.submitted_at,
+            func.extract("epoch", func.clock_timestamp() - g.submitted_at).label("ago"),
+            *_KIND,
+        )
+        .where(among(g.remote_task_id, task_ids), g.status == Status.RUNNING)
+        .order_by(g.remote_task_id)
+    )
+    return conn.execute(query.with_for_update() if lock else query).all()
+
+
+def _decide(row: Row[Any], task: Observation) -> Finish | Progress | None:
+    decision = observe(Followed(Status.RUNNING, row.remote_task_id, row.remote_status), task)
+    return decision if isinstance(decision, Finish | Progress) else None
+
+
+def by_its_own(conn: Connection, ids: Sequence[uuid.UUID]) -> None:
+    """The task list does not show them, or not all that is needed: each gets its own GET, now.
+
+    A failure is counted, so that they are no longer left to the list until that GET succeeds.
+    """
+    conn.execute(
+        update(generations)
+        .where(g.id.in_(ids), g.status == Status.RUNNING, g.failures == 0)
+        .values(due_at=func.now(), failures=1)
+    )
+
+
+def _progress(conn: Connection, further: Sequence[tuple[uuid.UUID, Observation]]) -> None:
+    """Remote tasks got further: written and told, in one statement."""
+    shown = shown_rows(further)
+    moved = (
+        update(generations)
+        .where(g.id == shown.c.id, g.status == Status.RUNNING)
+        .values(remote_status=shown.c.status, observed_at=func.now())
+        .returning(g.id, g.remote_status)
+        .cte("moved")
+    )
+    conn.execute(
+        insert(events_table).from_select(
+            ["generation_id", "event", "detail"],
+            select(
+                moved.c.id,
+                literal(str(Note.PROGRESS)),
+                func.jsonb_build_object("remote_status", moved.c.remote_status),
+            ),
+        )
+    )
