@@ -172,7 +172,8 @@ def test_a_look_that_shows_another_task_asks_an_operator_in_the_end(rt, steps, m
         " submitted_at = now() - interval '2 days' where id = :id",
         id=generation_id,
     )
-    steps.until(generation_id, lambda seen: bool(seen.attention) or seen.ended, 6)
+    seen = steps.until(generation_id, lambda seen: bool(seen.attention) or seen.ended, 6)
+    assert "the provider showed" in (seen.attention or "")
 
 
 def test_a_cancel_that_fails_does_not_keep_the_end_from_being_seen(rt, steps, sim):

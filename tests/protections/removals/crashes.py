@@ -5,13 +5,15 @@ from tests.protections.protection import Edit, Protection
 STOPPED = "tests/acceptance/test_stopped_worker.py"
 DEATH = "tests/acceptance/test_crash_points.py::test_death_at_a_crash_point_costs_nothing"
 
+# The broker brings back what was not acknowledged when the worker died.
+NO_REDELIVERY = Edit(
+    "worker/celeryconfig.py",
+    '    "visibility_timeout": _setting("lease"),\n',
+    '    "visibility_timeout": 10**6,\n',
+)
+
 _NEVER_DUE_AGAIN = (
-    # The broker brings back what was not acknowledged when the worker died.
-    Edit(
-        "worker/celeryconfig.py",
-        '    "visibility_timeout": _setting("lease"),\n',
-        '    "visibility_timeout": 10**6,\n',
-    ),
+    NO_REDELIVERY,
     Edit(
         "models/schedule.py",
         ".values(lease=g.lease + 1, due_at=in_seconds(lease_seconds))",

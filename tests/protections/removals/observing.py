@@ -1,7 +1,7 @@
 """Following many at once by the task list: no guarantee of a poll is lost by it."""
 
 from tests.protections.protection import Edit, Protection
-from tests.protections.removals.crashes import DEATH
+from tests.protections.removals.crashes import DEATH, NO_REDELIVERY
 
 OBSERVE = "tests/integration/test_observe.py"
 TURNS = "models/observing/turns.py"
@@ -22,6 +22,7 @@ PROTECTIONS = (
                 "engaged = row is not None and row.engaged and row.held",
                 "engaged = row is not None and row.engaged",
             ),
+            NO_REDELIVERY,
         ),
         (
             f"{OBSERVE}::test_a_lost_message_is_sent_again_and_meanwhile_nobody_is_forgotten",
