@@ -36,6 +36,8 @@ class NewGeneration:
     metadata: dict[str, Any] | None = None
     deadline: datetime | None = None
     notify: dict[str, Any] | None = None
+    trace: str | None = None
+    """The trace that it is enqueued in, as W3C `traceparent`."""
 
 
 class IdempotencyConflict(ValueError):
@@ -134,6 +136,7 @@ def _row(new: NewGeneration) -> dict[str, Any]:
         # Known before admission only for a seed that the producer fixed.
         "fingerprint": None if seed is None else fingerprint(new.request, seed),
         "due_at": func.now(),
+        "trace": new.trace,
     }
 
 

@@ -75,6 +75,9 @@ class Generation(Base):
     estimated_cost: Mapped[Credits]
     credit_cost: Mapped[Credits | None]
 
+    # The trace in which it was enqueued (W3C traceparent), where there was one.
+    trace: Mapped[str | None] = mapped_column(Text)
+
     # the schedule
     due_at: Mapped[Instant | None]
     lease: Mapped[int] = mapped_column(BigInteger, server_default="0")

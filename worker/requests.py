@@ -18,6 +18,7 @@ from models import storable
 from models.budgets import BudgetView, Period, Policy
 from models.intake import NewGeneration
 from models.tables import DEFAULT_TENANT
+from worker import tracing
 from worker.notify import check_notify, private_allowed
 
 UPLOADABLE = frozenset({"image_url", "video_url"})
@@ -117,6 +118,7 @@ def new_generation(
         idempotency_key=_name("idempotency_key", idempotency_key),
         metadata=None if metadata is None else dict(metadata),
         deadline=deadline,
+        trace=tracing.current(),
         notify=check_notify(
             notify, private=private_allowed() if private_webhooks is None else private_webhooks
         ),

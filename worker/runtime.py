@@ -4,14 +4,16 @@ import atexit
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sqlalchemy import Engine
 
-from api_client import ClientConfig, SeedanceClient
+from api_client import ClientConfig, RequestSeen, SeedanceClient
 from models.artifacts import WANTED
 from models.database import make_engine
 from models.observing.usual import UsualTimes
+from worker import tracing
 from worker.archive import Store, open_store
 from worker.limiter import Limiter
 from worker.metrics.reporter import Reporter
@@ -58,7 +60,7 @@ def build(settings: Settings, *, pool_size: int | None = None) -> Runtime:
             total_timeout=settings.http_timeout,
         ),
         throttle=limiter.wait,
-        observer=tally.request,
+        observer=_observer(tally),
     )
     return Runtime(
         settings,
@@ -78,6 +80,17 @@ def build(settings: Settings, *, pool_size: int | None = None) -> Runtime:
         threading.BoundedSemaphore(max(1, settings.concurrency // 2)),
         tally,
     )
+
+
+def _observer(tally: Tally) -> Callable[[RequestSeen], None]:
+    if not tracing.active():
+        return tally.request
+
+    def observe(seen: RequestSeen) -> None:
+        tally.request(seen)
+        tracing.request(seen)
+
+    return observe
 
 
 _built: dict[int, Runtime] = {}

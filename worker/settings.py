@@ -234,6 +234,11 @@ class Settings(BaseSettings):
         le=65_535,
         description="The port that `seedance metrics` listens on; 0: any free one.",
     )
+    tracing: bool = Field(
+        False,
+        description="Whether workers trace their stages and requests by OpenTelemetry; where to,"
+        " the OTEL_… variables say. Needs the extra `otel`.",
+    )
     log_format: Literal["auto", "json", "console"] = Field(
         "auto",
         description="How services log: `json`, `console` (readable), or `auto`: readable on a"

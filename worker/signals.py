@@ -5,7 +5,8 @@ from typing import Any
 
 from celery import signals
 
-from worker import logs
+from worker import logs, reports, tracing
+from worker.settings import load_settings
 
 
 def connect() -> None:
@@ -14,6 +15,7 @@ def connect() -> None:
     signals.celeryd_init.connect(_name_worker)
     signals.beat_init.connect(_name_beat)
     signals.task_prerun.connect(_begin)
+    signals.task_failure.connect(_fail)
     signals.task_postrun.connect(_end)
 
 
@@ -23,16 +25,30 @@ def _set_up_logging(loglevel: int | str | None = None, **_: Any) -> None:
 
 
 def _name_worker(sender: str | None = None, **_: Any) -> None:
-    logs.name_process(sender or "worker")
+    name = sender or "worker"
+    logs.name_process(name)
+    reports.start(name)
+    if load_settings().tracing:
+        tracing.start(name)
 
 
 def _name_beat(**_: Any) -> None:
     logs.name_process("beat")
+    reports.start("beat")
 
 
 def _begin(task_id: str, task: Any, args: Any = (), **_: Any) -> None:
     logs.task_begins(task.name, task_id, args)
+    if tracing.active():
+        tracing.stage_begins(task.name, task_id, getattr(task.request, "traceparent", None))
+
+
+def _fail(exception: BaseException | None = None, **_: Any) -> None:
+    if exception is not None and tracing.active():
+        tracing.stage_failed(exception)
 
 
 def _end(**_: Any) -> None:
+    if tracing.active():
+        tracing.stage_ends(tracing.take_error())
     logs.task_ends()

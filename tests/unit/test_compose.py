@@ -21,6 +21,9 @@ from worker.settings import OUTSIDE, PREFIX, Settings, load_settings, unknown_va
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
+FOREIGN = {"SENTRY_DSN", "OTEL_EXPORTER_OTLP_ENDPOINT"}
+"""What the SDKs of Sentry and OpenTelemetry read themselves."""
+
 SUBCOMMANDS = {
     *("demo", "up", "migrate", "worker", "beat", "generate", "show", "list", "watch", "cancel"),
     *("balance", "cost", "reconcile", "resolve", "doctor", "simulator", "gateway", "metrics"),
@@ -102,7 +105,7 @@ def test_each_setting_reaches_the_worker_and_no_unknown_one_does():
         declared = set(services()[service]["environment"])
         # What s3fs reads by itself; nobody else has to do with storage.
         others = {name for name in declared if name.startswith("AWS_")}
-        assert names <= declared - others <= names | OUTSIDE
+        assert names <= declared - others <= names | OUTSIDE | FOREIGN
         assert bool(others) is (service == "worker")
     for service in services():
         assert unknown_variables(environment(service, example(commented=False))) == []

@@ -5,6 +5,7 @@ import os
 
 import click
 
+from worker import reports
 from worker.cli.context import environment
 from worker.cli.errors import BadInput, Failed
 from worker.cli.processes import LOG_LEVEL, begin_logging
@@ -41,6 +42,7 @@ def gateway(host: str | None, port: int | None, log_level: str | None) -> None:
     environ = {**environment(), "SEEDANCE_API_KEY": _NO_KEY}
     os.environ.update(environ)
     begin_logging("gateway", log_level)
+    reports.start("gateway")
     given = {"gateway_host": host, "gateway_port": port}
     settings = load_settings(environ, **{k: v for k, v in given.items() if v is not None})
     for name in unknown_variables():

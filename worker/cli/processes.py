@@ -11,7 +11,7 @@ import click
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from worker import logs
+from worker import logs, tracing
 from worker import migrate as migrations
 from worker.archive import StorageError, open_store
 from worker.cli import output
@@ -185,7 +185,11 @@ def prepare(process: str, log_level: str | None) -> None:
     """Complete the environment, refuse wrong settings, wait for the tables."""
     os.environ.update(environment())
     begin_logging(process, log_level)
-    load_settings()
+    if load_settings().tracing and process == "worker":
+        try:
+            tracing.start(process)
+        except tracing.TracingError as error:
+            raise BadInput(str(error)) from None
     for name in unknown_variables():
         log.warning("%s is no setting of this version: a slip in the name?", name)
     with database() as engine:

@@ -15,6 +15,7 @@ from models.artifacts import Kind, storing
 from models.artifacts.storing import Failed, Key, Stored, Work
 from models.metrics.definitions import STORED
 from models.schedule import backoff
+from worker import tracing
 from worker.archive import StorageError, Store, media
 from worker.archive.fetching import AddressRefusedError, DownloadError, Fetched, fetch
 from worker.archive.media import NotMediaError
@@ -57,6 +58,7 @@ def run(rt: Runtime, claim: SideClaim) -> None:
         return
     with rt.engine.begin() as conn:
         work = storing.begin(conn, key, lease)
+        tracing.works_on(conn, [key.generation_id])
     if work is None:
         return
     try:

@@ -21,6 +21,7 @@ from models.lifecycle import Observation
 from models.schedule import backoff
 from models.tables import Generation
 from models.transitions import in_seconds
+from worker import tracing
 from worker.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ def begin(engine: Engine, generation_id: uuid.UUID, lease: int) -> Row | None:
     A message that is lost counts nothing; a worker that dies leaves the count behind.
     """
     with engine.begin() as conn:
+        tracing.works_on(conn, [generation_id])
         count_try(conn, generation_id, lease)
         return load(conn, generation_id, lease)
 

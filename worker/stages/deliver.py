@@ -23,6 +23,7 @@ from models.metrics.definitions import NOTICES
 from models.notices import Target, delivery
 from models.notices.delivery import FORGIVEN, LEFT_ALONE, Claim, Outgoing
 from models.schedule import backoff
+from worker import tracing
 from worker.crash_points import reached
 from worker.runtime import Runtime
 from worker.settings import Settings
@@ -57,6 +58,7 @@ def run(rt: Runtime, claim: SideClaim, send_task: SendTask | None = None) -> Non
             notice = delivery.load(conn, held)
             if notice is None:
                 return
+            tracing.works_on(conn, [notice.generation_id])
             artifacts = _artifacts(conn, notice)
             obstacle = _obstacle(rt, notice, artifacts)
             if obstacle is not None:

@@ -19,6 +19,7 @@ from models import callbacks, resolution, schedule, transitions, watch
 from models.lifecycle import IN_DOUBT, Status
 from models.resolution import Absent, Adopt, Undecided, Verdict
 from models.watch import InDoubt
+from worker import tracing
 from worker.crash_points import reached
 from worker.limiter import NoTokenError
 from worker.reading import ListReading, read_list, seen, with_seeds
@@ -48,6 +49,7 @@ class Outcome(StrEnum):
 def run(rt: Runtime, claims: Sequence[tuple[uuid.UUID, int]]) -> dict[uuid.UUID, Outcome]:
     """Resolve the claimed generations that are in doubt; each ends adopted, absent or undecided."""
     with rt.engine.begin() as conn:
+        tracing.works_on(conn, [generation_id for generation_id, _ in claims])
         found = watch.in_doubt(conn, claims, key_exclusive=rt.settings.key_exclusive)
         for one in found:
             common.count_try(conn, one.case.generation_id, one.lease)
