@@ -29,6 +29,8 @@ TIMES: dict[str, str] = {
     "SEEDANCE_HTTP_CONNECT_TIMEOUT": "1",
     "SEEDANCE_POLL_MIN": "0.5",
     "SEEDANCE_POLL_MAX": "2",
+    # Followed by the task list as soon as it pays at all, and by GETs in between.
+    "SEEDANCE_OBSERVE_FROM": "3",
     "SEEDANCE_TICK": "0.3",
     "SEEDANCE_PROBE_EVERY": "1",
     "SEEDANCE_RECONCILE_EVERY": "4",
