@@ -110,8 +110,8 @@ def run(folder: Path, args: argparse.Namespace, *, on: bool) -> dict[str, Any]:
             worker.wait(60)
         engine.dispose()
         lines = (folder / "worker.log").read_bytes().count(b"\n")
-    made = args.rate * args.seconds
-    mine, theirs = (1000 * (b - a) / made for a, b in zip(before, after, strict=True))
+    # By what it got done: where that is much less than was asked, the machine had no room.
+    mine, theirs = (1000 * (b - a) / max(1, done) for a, b in zip(before, after, strict=True))
     return {"on": on, "ended": done, "worker_ms": mine, "postgres_ms": theirs, "lines": lines}
 
 
