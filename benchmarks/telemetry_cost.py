@@ -3,8 +3,8 @@
     python benchmarks/telemetry_cost.py --rate 50 --seconds 300 --rounds 2
 
 On: JSON lines at `info`, counts written every 15 s, a scrape every 15 s. Off: lines at `error`, no
-counts, no scrapes. Celery's events are on in both. CPU is
-read from the processes themselves, so a busy machine blurs it little; rounds alternate.
+counts, no scrapes. Celery's events are on in both. CPU is read from the processes themselves, and
+rounds alternate; all the same it takes a machine with room to spare for the rate.
 """
 
 import argparse
