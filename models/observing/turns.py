@@ -20,7 +20,7 @@ from models.observing import choice
 from models.observing.choice import Pass, Verdict
 from models.observing.table import Observer
 from models.tables import Generation
-from models.transitions.core import by_deadline, in_seconds
+from models.transitions.core import LOCK_ORDER, by_deadline, in_seconds
 from models.transitions.page import by_its_own
 
 g = table_of(Generation).c
@@ -180,9 +180,16 @@ def begin(
     )
     if overlong := conn.execute(stalled).scalars().all():
         by_its_own(conn, overlong)  # which asks for an operator
+    # What somebody else has this moment comes due all the same, and is put ahead the next time.
+    soon = (
+        select(g.id)
+        .where(g.status.in_(sorted(LIVE)), BY_LIST, g.due_at <= in_seconds(every))
+        .with_for_update(skip_locked=True)
+        .cte("soon")
+    )
     conn.execute(
         update(Generation)
-        .where(g.status.in_(sorted(LIVE)), BY_LIST, g.due_at <= in_seconds(every))
+        .where(g.id == soon.c.id)
         .values(
             due_at=by_deadline(
                 func.now() + func.make_interval(0, 0, 0, 0, 0, 0, AHEAD * (1 + func.random() / 2))
@@ -291,9 +298,16 @@ def _unseen(conn: Connection, begun: Begun, seen: Collection[str]) -> list[uuid.
 def _hand_over(conn: Connection, *, every: float) -> None:
     """Back to polling one by one: those past their first look come due within an interval."""
     soon = func.now() + func.make_interval(0, 0, 0, 0, 0, 0, every * func.random())
+    theirs = (
+        select(g.id)
+        .where(g.status.in_(sorted(LIVE)), BY_LIST, g.polls > 0)
+        .order_by(*LOCK_ORDER)
+        .with_for_update()
+        .cte("theirs")
+    )
     conn.execute(
         update(Generation)
-        .where(g.status.in_(sorted(LIVE)), BY_LIST, g.polls > 0)
+        .where(g.id == theirs.c.id)
         .values(due_at=func.least(g.due_at, soon), polls=1)
         .execution_options(synchronize_session=False)
     )

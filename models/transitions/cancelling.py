@@ -20,6 +20,7 @@ from models.lifecycle import (
     Status,
 )
 from models.transitions.core import (
+    LOCK_ORDER,
     Moved,
     events_table,
     g,
@@ -43,9 +44,8 @@ def cancel_many(
     conn: Connection, ids: Sequence[uuid.UUID], *, detail: Mapping[str, Any] | None = None
 ) -> list[Moved]:
     """The same for many, in a few statements; returns the moves of those that ended here."""
-    # Locked first: a row that moves between the two ways would slip through both. In one order
-    # everywhere, so that two who cancel the same don't wait for each other.
-    conn.execute(select(g.id).where(g.id.in_(ids)).order_by(g.id).with_for_update())
+    # Locked first: a row that moves between the two ways would slip through both.
+    conn.execute(select(g.id).where(g.id.in_(ids)).order_by(*LOCK_ORDER).with_for_update())
     moved = move(
         conn,
         Event.CANCEL,

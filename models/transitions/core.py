@@ -54,6 +54,12 @@ class Moved:
     fingerprint: str | None
 
 
+LOCK_ORDER = (g.remote_task_id.collate("C"), g.id)
+"""The order in which whoever changes many generations locks them: that of remote tasks as Python
+sorts them, since passes over the task list know nothing else. In one order nobody deadlocks.
+"""
+
+
 def in_seconds(seconds: float) -> ColumnElement[Any]:
     """The database's now, that many seconds on."""
     return func.now() + timedelta(seconds=seconds)

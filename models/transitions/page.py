@@ -31,7 +31,7 @@ from models.lifecycle import (
     Status,
     observe,
 )
-from models.transitions.core import Moved, events_table, g, generations
+from models.transitions.core import LOCK_ORDER, Moved, events_table, g, generations
 from models.transitions.ending import finish, shown_rows
 
 
@@ -56,26 +56,25 @@ def apply_page(conn: Connection, seen: Sequence[Observation], *, before: datetim
     """
     tasks = {task.task_id: task for task in seen}
     result = Page()
-    changed, bare = [], []
+    changed = []
     for row in _running(conn, list(tasks)):
         if row.submitted_at < before:
             result.shown.append(row.remote_task_id)
         task = tasks[row.remote_task_id]
-        if task.status == "completed" and task.video_url is None:
-            bare.append(row.id)
-        elif _decide(row, task) is not None:
+        if _decide(row, task) is not None:
             changed.append(row.remote_task_id)
-    if bare:
-        by_its_own(conn, bare)
     if not changed:
         return result
     # Locked in the order that every pass keeps, and decided again on what is there now.
     ends: dict[Event, list[tuple[uuid.UUID, Observation]]] = {}
     further: list[tuple[uuid.UUID, Observation]] = []
+    bare: list[uuid.UUID] = []
     for row in _running(conn, changed, lock=True):
         task = tasks[row.remote_task_id]
         decision = _decide(row, task)
-        if isinstance(decision, Finish):
+        if task.status == "completed" and task.video_url is None:
+            bare.append(row.id)
+        elif isinstance(decision, Finish):
             ends.setdefault(decision.event, []).append((row.id, task))
             if decision.event is Event.COMPLETE:
                 kind = {name: getattr(row, name) for name in ("model", "resolution", "duration")}
@@ -86,6 +85,8 @@ def apply_page(conn: Connection, seen: Sequence[Observation], *, before: datetim
         result.ended += finish(conn, event, these)
     if further:
         _progress(conn, further)
+    if bare:
+        by_its_own(conn, bare)
     return result
 
 
@@ -102,7 +103,7 @@ def _running(
             *_KIND,
         )
         .where(among(g.remote_task_id, task_ids), g.status == Status.RUNNING)
-        .order_by(g.remote_task_id)
+        .order_by(*LOCK_ORDER)
     )
     return conn.execute(query.with_for_update() if lock else query).all()
 
@@ -116,12 +117,15 @@ def by_its_own(conn: Connection, ids: Sequence[uuid.UUID]) -> None:
     """The task list does not show them, or not all that is needed: each gets its own GET, now.
 
     A failure is counted, so that they are no longer left to the list until that GET succeeds.
+    What somebody else has is passed over: the next pass finds it again.
     """
-    conn.execute(
-        update(generations)
+    free = (
+        select(g.id)
         .where(g.id.in_(ids), g.status == Status.RUNNING, g.failures == 0)
-        .values(due_at=func.now(), failures=1)
+        .with_for_update(skip_locked=True)
+        .cte("free")
     )
+    conn.execute(update(generations).where(g.id == free.c.id).values(due_at=func.now(), failures=1))
 
 
 def _progress(conn: Connection, further: Sequence[tuple[uuid.UUID, Observation]]) -> None:

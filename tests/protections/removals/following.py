@@ -195,7 +195,7 @@ PROTECTIONS = (
         (
             Edit(
                 "models/transitions/cancelling.py",
-                "    conn.execute(select(g.id).where(g.id.in_(ids)).order_by(g.id).with_for_update())\n",
+                "    conn.execute(select(g.id).where(g.id.in_(ids)).order_by(*LOCK_ORDER).with_for_update())\n",
                 "    conn.execute(select(g.id).where(g.id.in_(ids)))\n",
             ),
         ),
