@@ -275,14 +275,14 @@ def _about_to_send(conn: Connection) -> int:
     ).scalar_one()
 
 
-def next_due_in(conn: Connection, *, by_list: bool = False) -> float | None:
-    """Seconds until the next live generation is due; None with none live.
+def next_due_in(conn: Connection, *, within: float = 3600.0, by_list: bool = False) -> float | None:
+    """Seconds until the next live generation is due; None with none due `within` so many.
 
-    `by_list`: but for those that the task list is being read for.
+    `by_list`: but for those that the task list is being read for, which may be all there are.
     """
     seconds = conn.execute(
         select(func.extract("epoch", func.min(g.due_at) - func.now())).where(
-            g.status.in_(sorted(LIVE)), *_one_by_one(by_list)
+            g.status.in_(sorted(LIVE)), g.due_at <= in_seconds(within), *_one_by_one(by_list)
         )
     ).scalar_one()
     return None if seconds is None else float(seconds)

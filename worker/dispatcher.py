@@ -139,9 +139,9 @@ class Dispatcher:
 
     def _pause(self) -> float:
         """Until the next row is due, but at most a tick: another process may bring it forward."""
-        with self._rt.engine.connect() as conn:
-            due = schedule.next_due_in(conn, by_list=self._by_list)
         tick = self._rt.settings.tick
+        with self._rt.engine.connect() as conn:
+            due = schedule.next_due_in(conn, within=tick, by_list=self._by_list)
         return tick if due is None else min(tick, max(0.02, due))
 
     def tick(self) -> bool:

@@ -31,8 +31,11 @@ from models.lifecycle import (
     Status,
     observe,
 )
-from models.transitions.core import LOCK_ORDER, Moved, events_table, g, generations
+from models.transitions.core import LOCK_ORDER, Moved, events_table, g, generations, in_seconds
 from models.transitions.ending import finish, shown_rows
+
+SEEN_EVERY = 120.0
+"""Seconds for which nothing is written of what is shown again and again as it was."""
 
 
 @dataclass
@@ -56,13 +59,17 @@ def apply_page(conn: Connection, seen: Sequence[Observation], *, before: datetim
     """
     tasks = {task.task_id: task for task in seen}
     result = Page()
-    changed = []
+    changed, unchanged = [], []
     for row in _running(conn, list(tasks)):
         if row.submitted_at < before:
             result.shown.append(row.remote_task_id)
         task = tasks[row.remote_task_id]
         if _decide(row, task) is not None:
             changed.append(row.remote_task_id)
+        elif row.long_ago:
+            unchanged.append(row.id)
+    if unchanged:
+        _seen(conn, unchanged)
     if not changed:
         return result
     # Locked in the order that every pass keeps, and decided again on what is there now.
@@ -100,6 +107,9 @@ def _running(
             g.remote_status,
             g.submitted_at,
             func.extract("epoch", func.clock_timestamp() - g.submitted_at).label("ago"),
+            (func.coalesce(g.observed_at, g.submitted_at) < in_seconds(-SEEN_EVERY)).label(
+                "long_ago"
+            ),
             *_KIND,
         )
         .where(among(g.remote_task_id, task_ids), g.status == Status.RUNNING)
@@ -111,6 +121,17 @@ def _running(
 def _decide(row: Row[Any], task: Observation) -> Finish | Progress | None:
     decision = observe(Followed(Status.RUNNING, row.remote_task_id, row.remote_status), task)
     return decision if isinstance(decision, Finish | Progress) else None
+
+
+def _seen(conn: Connection, ids: Sequence[uuid.UUID]) -> None:
+    """They were shown, and nothing about them is new. Who has one now sees it himself."""
+    free = (
+        select(g.id)
+        .where(g.id.in_(ids), g.status == Status.RUNNING)
+        .with_for_update(skip_locked=True)
+        .cte("free")
+    )
+    conn.execute(update(generations).where(g.id == free.c.id).values(observed_at=func.now()))
 
 
 def by_its_own(conn: Connection, ids: Sequence[uuid.UUID]) -> None:

@@ -1,5 +1,6 @@
 """Migrations: up and down, equal to the models, harmless to running workers, cheap queries."""
 
+import re
 import subprocess
 import sys
 import uuid
@@ -269,3 +270,10 @@ def test_what_runs_all_the_time_does_not_read_what_has_ended(full, call, index):
     live = ("ix_generations_due", "ix_generations_live") if "generations" in index else ()
     wanted = live if index in live else (index,)
     assert any(name in plan for plan in found for name in wanted), "\n\n".join(found)
+
+
+def test_waiting_for_what_is_due_does_not_read_what_the_task_list_is_read_for(full):
+    """All that runs may be left to the list: only what comes due while it waits is looked at."""
+    with full.connect() as conn:
+        [plan] = plans(conn, lambda conn: schedule.next_due_in(conn, within=0.5, by_list=True))
+    assert re.search(r"Index Cond: .*due_at", plan), plan

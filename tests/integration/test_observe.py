@@ -232,6 +232,26 @@ def test_a_list_that_shows_them_nowhere_is_left(lab):
     assert set(polled(lab, by_list=take(lab).engaged)) == set(ids)
 
 
+def test_what_is_shown_running_counts_as_seen(lab):
+    """Long after the last thing that was new about them: `show` and the metrics tell by it."""
+    shown = send(lab, LEAST)
+    missing = lab.send("[sim: list_lag=3600]")
+    all_due(lab)
+    lab.sql("UPDATE generations SET observed_at = now() - interval '1 hour'")
+    assert a_pass(lab)
+    seen = dict(
+        tuple(row)
+        for row in lab.sql("SELECT id, observed_at > now() - interval '30 min' FROM generations")
+    )
+    assert seen == dict.fromkeys(shown, True) | {missing: False}
+    assert lab.history(shown[0])[-1] == "submit"
+    before = lab.sql("SELECT id, observed_at FROM generations ORDER BY id")
+    lab.sql("UPDATE generations SET failures = 0")
+    a_pass(lab)
+    # Once in a while is enough, and costs next to nothing.
+    assert lab.sql("SELECT id, observed_at FROM generations ORDER BY id") == before
+
+
 def test_few_are_polled(lab):
     ids = send(lab, LEAST - 1)
     all_due(lab)

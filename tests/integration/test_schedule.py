@@ -159,6 +159,8 @@ def test_the_next_due_is_known_so_that_nobody_polls(conn):
     make(conn, S.RUNNING, due_at=in_(7))
     make(conn, S.RUNNING, due_at=in_(3))
     assert schedule.next_due_in(conn) == pytest.approx(3)
+    assert schedule.next_due_in(conn, within=4) == pytest.approx(3)
+    assert schedule.next_due_in(conn, within=2) is None
 
 
 # --- admission ---------------------------------------------------------------------------------
