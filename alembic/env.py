@@ -12,6 +12,7 @@ from models import (  # noqa: F401  (for the metadata)
     notices,
     observing,
     operating,
+    secret_files,
 )
 from models.database import make_engine
 from models.tables import Base
@@ -51,7 +52,10 @@ given = context.config.attributes.get("connection")
 if given is not None:
     run(given)
 else:  # `alembic` by hand
-    engine = make_engine(os.environ["SEEDANCE_DATABASE_URL"])
+    url = secret_files.given(os.environ, "SEEDANCE_DATABASE_URL")
+    if url is None:
+        raise SystemExit("SEEDANCE_DATABASE_URL is not set")
+    engine = make_engine(url)
     with engine.connect() as own:
         run(own)
     engine.dispose()

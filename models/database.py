@@ -1,12 +1,17 @@
 """Reaching the database: one address form, one engine, one way to begin."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 from sqlalchemy import URL, Engine, ExceptionContext, create_engine, event, make_url
 
 DRIVER = "postgresql+psycopg"
+
+SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+"""How TLS is used, by libpq; only the last two check the server's certificate."""
 
 
 def normalise_url(url: str) -> str:
@@ -23,7 +28,26 @@ def normalise_url(url: str) -> str:
     parsed: URL = make_url(f"{DRIVER}://{rest}")
     if not parsed.database:
         raise ValueError("names no database; write it after the last slash")
+    _check_options(parsed)
     return parsed.render_as_string(hide_password=False)
+
+
+def _check_options(url: URL) -> None:
+    """Refuse what libpq would refuse at each connection, and a TLS that could only fail."""
+    options = {name: value for name, value in url.query.items() if isinstance(value, str)}
+    for name in options:
+        try:
+            make_conninfo(**{name: "x"})
+        except psycopg.ProgrammingError:
+            raise ValueError(f"has the option {name[:40]!r}, which libpq does not know") from None
+    mode = options.get("sslmode", "prefer")
+    if mode not in SSL_MODES:
+        raise ValueError(f"has sslmode={mode[:40]!r}; use one of {', '.join(SSL_MODES)}")
+    for name in ("sslrootcert", "sslcert", "sslkey"):
+        if options.get(name, "system") != "system" and not Path(options[name]).is_file():
+            raise ValueError(f"has {name}={options[name][:200]!r}, which is no file here")
+    if options.get("sslrootcert") == "system" and mode != "verify-full":
+        raise ValueError("has sslrootcert=system, which needs sslmode=verify-full")
 
 
 def make_engine(

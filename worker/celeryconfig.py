@@ -8,7 +8,9 @@ import os
 
 from kombu import Queue
 
-from worker.settings import Settings, SettingsError
+from worker import broker_address
+from worker.settings import Settings
+from worker.variables import SettingsError, secret
 
 STAGE_QUEUE = "seedance.stages"
 INTAKE_QUEUE = "celery"
@@ -26,7 +28,16 @@ def _setting(name: str) -> float:
         raise SettingsError(f"{variable} is {given!r}; write a number") from None
 
 
-broker_url = os.environ.get("SEEDANCE_BROKER_URL") or Settings.model_fields["broker_url"].default
+def _broker() -> str:
+    """The broker's address, from the environment or a file, as the settings have it."""
+    given = secret("SEEDANCE_BROKER_URL") or str(Settings.model_fields["broker_url"].default)
+    try:
+        return broker_address.normalise(given)
+    except ValueError as error:
+        raise SettingsError(f"SEEDANCE_BROKER_URL {error}") from None
+
+
+broker_url = _broker()
 
 if broker_url.startswith(("redis://", "rediss://")):
     # An entry that is no message must not end the worker.

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
+from worker.variables import over
+
 # Asks for a signal at the parent's death, then becomes the program. Doing this between fork and
 # exec in our own process (preexec_fn) could deadlock, as other threads hold locks then.
 _TIED = """
@@ -33,7 +35,7 @@ def spawn_tied(
     return subprocess.Popen(  # noqa: S603 - what the caller asked for
         [*tied, *argv],
         # A child that writes into a pipe would else keep its lines for later.
-        env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
+        env=over({**os.environ, "PYTHONUNBUFFERED": "1"}, env or {}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

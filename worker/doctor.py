@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 
+from models.secret_files import SUFFIX
 from worker.checkup.archive import archive
 from worker.checkup.finding import Check, Findings, Level, ok, warn, wrong
 from worker.checkup.postgres import database
@@ -54,7 +55,8 @@ def _what_can_be_told(environ: Mapping[str, str]) -> list[Check]:
                 "SEEDANCE_API_KEY": "unset",
                 **{
                     name: environ[name]
-                    for name in ("SEEDANCE_DATABASE_URL", "SEEDANCE_BROKER_URL")
+                    for variable in ("SEEDANCE_DATABASE_URL", "SEEDANCE_BROKER_URL")
+                    for name in (variable, variable + SUFFIX)
                     if environ.get(name)
                 },
             }

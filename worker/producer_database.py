@@ -13,15 +13,18 @@ from sqlalchemy.orm import Session
 
 from models.database import DRIVER, make_engine
 from worker.follower import Follower
-from worker.settings import SettingsError
+from worker.variables import SettingsError, secret
 
 _engines: dict[tuple[int, str], Engine] = {}
 _followers: dict[Engine, Follower] = {}
 
 
 def engine() -> Engine:
-    """This process's engine, for SEEDANCE_DATABASE_URL. A forked child makes its own."""
-    url = os.environ.get("SEEDANCE_DATABASE_URL")
+    """This process's engine, for SEEDANCE_DATABASE_URL or what SEEDANCE_DATABASE_URL_FILE names.
+
+    A forked child makes its own.
+    """
+    url = secret("SEEDANCE_DATABASE_URL")
     if not url:
         raise SettingsError("SEEDANCE_DATABASE_URL is not set: where shall generations be stored?")
     key = (os.getpid(), url)

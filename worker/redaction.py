@@ -1,11 +1,13 @@
 """What must never be shown, cut in one place: for logs, error reports, traces and terminals.
 
-Cut are the secrets of this process's environment, whoever quotes them; the queries and user names
+Cut are the secrets of this process's environment and of the files that it names, whoever quotes
+them; the queries and user names
 of URLs (signed addresses are as good as keys); the secrets of callbacks' addresses; what follows
 `Authorization:`, `password=` and the like; and prompts, wherever they stand as data. What an
 exception says is text like any other.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -13,7 +15,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from api_client import redaction as urls
+from models.secret_files import SUFFIX
 from worker import callback_address
+from worker.variables import FILES, SettingsError, secret
 
 CUT = "…"
 
@@ -108,7 +112,7 @@ def of_environment(environ: Mapping[str, str] | None = None) -> Redactor:
 
 
 def _secrets(environ: Mapping[str, str]) -> Iterable[str]:
-    for name, value in environ.items():
+    for name, value in (*environ.items(), *_from_files(environ)):
         if _SECRET_VARIABLE.search(name):
             yield value
             # Several may stand in one variable; of `user:password` the second half is one, too.
@@ -116,6 +120,13 @@ def _secrets(environ: Mapping[str, str]) -> Iterable[str]:
                 yield from (one, one.partition(":")[2])
         elif _ADDRESS_VARIABLE.search(name):
             yield from _password(value)
+
+
+def _from_files(environ: Mapping[str, str]) -> Iterable[tuple[str, str]]:
+    for file in FILES & environ.keys():
+        name = file.removesuffix(SUFFIX)
+        with contextlib.suppress(SettingsError):
+            yield name, secret(name, {file: environ[file]}) or ""
 
 
 def _password(url: str) -> Iterable[str]:

@@ -5,7 +5,7 @@ The README's table is held against this class by a test.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -14,10 +14,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.database import normalise_url
 from models.submission import Timing
+from worker import broker_address
 from worker.archive import address as archive_address
+from worker.variables import FILES, PREFIX, SECRET, SettingsError, secret
 from worker.webhook_secrets import FEWEST_BYTES, MOST_BYTES, is_webhook_secret
-
-PREFIX = "SEEDANCE_"
 
 OUTSIDE = frozenset(
     {
@@ -40,10 +40,6 @@ _LONGEST_PUBLIC_URL = 400
 """A `callback_url` has up to 512 characters, of which ours adds up to 96."""
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class SettingsError(ValueError):
-    """The environment does not make valid settings. The message names each variable."""
 
 
 class Settings(BaseSettings):
@@ -276,10 +272,7 @@ class Settings(BaseSettings):
     @field_validator("broker_url")
     @classmethod
     def _broker(cls, value: str) -> str:
-        if not re.match(r"^(rediss?|rediss?\+socket|sentinel|amqps?|socket)://", value):
-            scheme = value.partition("://")[0][:20]
-            raise ValueError(f"has the scheme {scheme!r}; use redis:// or rediss://")
-        return value
+        return broker_address.normalise(value)
 
     @field_validator("api_base_url")
     @classmethod
@@ -298,8 +291,8 @@ class Settings(BaseSettings):
     @field_validator("webhook_secrets")
     @classmethod
     def _webhook_secrets(cls, value: SecretStr) -> SecretStr:
-        for place, secret in enumerate(value.get_secret_value().split(), start=1):
-            if not is_webhook_secret(secret):
+        for place, one in enumerate(value.get_secret_value().split(), start=1):
+            if not is_webhook_secret(one):
                 # Not shown: it may be one but for a slip.
                 raise ValueError(
                     f"has a secret (number {place}) that is not `whsec_` and"
@@ -407,33 +400,45 @@ class Settings(BaseSettings):
 
 
 def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
-    """Read the settings. Raises SettingsError, which names every variable that is wrong."""
+    """Read the settings. Raises SettingsError, which names every variable that is wrong.
+
+    Each secret comes from its variable, or from the file that `<variable>_FILE` names.
+    """
     given = dict(os.environ if environ is None else environ)
-    values: dict[str, Any] = {
-        name: given[PREFIX + name.upper()]
-        for name in Settings.model_fields
-        if given.get(PREFIX + name.upper())
-    }
+    values: dict[str, Any] = {}
+    unreadable: dict[str, str] = {}
+    for name in Settings.model_fields:
+        variable = PREFIX + name.upper()
+        try:
+            value = secret(variable, given) if name in SECRET else given.get(variable)
+        except SettingsError as error:
+            if name not in overrides:
+                unreadable[name] = str(error)
+            continue
+        if value:
+            values[name] = value
     try:
         # By values rather than by pydantic-settings' own look at os.environ, so that a test or
         # a caller can hand over another environment.
-        return Settings(_env_prefix="\0", **{**values, **overrides})
+        settings = Settings(_env_prefix="\0", **{**values, **overrides})
     except ValidationError as error:
-        raise SettingsError("\n".join(_explain(error))) from None
+        told = _explain(error, without=unreadable.keys())
+        raise SettingsError("\n".join([*unreadable.values(), *told])) from None
+    if unreadable:
+        raise SettingsError("\n".join(unreadable.values()))
+    return settings
 
 
-_SECRET = frozenset({"api_key", "database_url", "broker_url", "webhook_secrets", "metrics_token"})
-"""Settings whose values are or hold secrets, and so are shown nowhere."""
-
-
-def _explain(error: ValidationError) -> list[str]:
+def _explain(error: ValidationError, *, without: Collection[str]) -> list[str]:
     lines = []
     for problem in error.errors(include_url=False, include_context=False):
         where = ".".join(str(part) for part in problem["loc"][:1])
+        if where in without:
+            continue
         what = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "missing":
             what = "is not set: " + (Settings.model_fields[where].description or "it is needed")
-        elif problem["type"] != "value_error" and where not in _SECRET:
+        elif problem["type"] != "value_error" and where not in SECRET:
             what = f"is {str(problem['input'])[:80]!r}: {what[:1].lower()}{what[1:]}"
         lines.append(f"{PREFIX}{where.upper()} {what}" if where else what)
     return lines
@@ -442,7 +447,7 @@ def _explain(error: ValidationError) -> list[str]:
 def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
     """Variables with our prefix that mean nothing: most often a slip in the name."""
     given = os.environ if environ is None else environ
-    known = {PREFIX + name.upper() for name in Settings.model_fields} | OUTSIDE
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | OUTSIDE | FILES
     return sorted(name for name in given if name.startswith(PREFIX) and name not in known)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
+from models.secret_files import SUFFIX
 from worker.embedded import EmbeddedError, Servers
 from worker.supervisor import ProcessSpec
 
@@ -146,7 +147,7 @@ def only(environ: Mapping[str, str], *kept: str) -> dict[str, str]:
     return {
         name: value
         for name, value in environ.items()
-        if not name.startswith("SEEDANCE_") or name in kept
+        if not name.startswith("SEEDANCE_") or name.removesuffix(SUFFIX) in kept
     }
 
 

@@ -28,7 +28,7 @@ GOOD = {
     "api_key": ("other-key", None),
     "api_base_url": ("http://127.0.0.1:8080/", "http://127.0.0.1:8080"),
     "database_url": ("postgres://h/db", "postgresql+psycopg://h/db"),
-    "broker_url": ("rediss://broker:6380/3", "rediss://broker:6380/3"),
+    "broker_url": ("rediss://broker:6380/3", "rediss://broker:6380/3?ssl_cert_reqs=required"),
     "send_budget": ("2.5", 2.5),
     "late_creation": ("30", 30.0),
     "list_lag": ("0", 0.0),

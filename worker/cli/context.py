@@ -11,7 +11,8 @@ from models.database import make_engine
 from worker import stack_file
 from worker.embedded import DEFAULT_DATA_DIR
 from worker.runtime import Runtime, build
-from worker.settings import SettingsError, load_settings
+from worker.settings import load_settings
+from worker.variables import SettingsError, is_given, over, secret
 
 DATABASE = "SEEDANCE_DATABASE_URL"
 
@@ -26,14 +27,15 @@ def environment() -> dict[str, str]:
 
     Without SEEDANCE_DATABASE_URL those of a `seedance up` that runs in this folder come first, all
     of them: half of one service and half of another would send a key where it doesn't belong.
+    Files of secrets are named in it as they were given, not read.
     """
     own = dict(os.environ)
-    return own if own.get(DATABASE) else {**own, **stack_file.find(data_dir())}
+    return own if is_given(DATABASE) else over(own, stack_file.find(data_dir()))
 
 
 def found_by() -> str:
     """Says where the settings come from."""
-    if os.environ.get(DATABASE):
+    if is_given(DATABASE):
         return "the environment"
     if stack_file.find(data_dir()):
         return f"the `seedance up` that runs in {data_dir()}"
@@ -42,8 +44,8 @@ def found_by() -> str:
 
 def database_url(environ: Mapping[str, str]) -> str:
     """The database's address. Raises SettingsError."""
-    url = environ.get(DATABASE)
-    if not url:
+    url = secret(DATABASE, environ)
+    if url is None:
         raise SettingsError(
             f"{DATABASE} is not set, and no `seedance up` runs in {data_dir()}:"
             " set it (postgresql+psycopg://user:password@host/database), or start `seedance up`"

@@ -1,7 +1,6 @@
 """`seedance gateway`: takes in the provider's callbacks."""
 
 import logging
-import os
 
 import click
 
@@ -10,6 +9,7 @@ from worker.cli.context import environment
 from worker.cli.errors import BadInput, Failed
 from worker.cli.processes import LOG_LEVEL, begin_logging
 from worker.settings import load_settings, unknown_variables
+from worker.variables import adopt, over
 
 log = logging.getLogger("seedance")
 
@@ -39,8 +39,8 @@ def gateway(host: str | None, port: int | None, log_level: str | None) -> None:
             f"the gateway needs {error.name}: pip install 'seedance-worker[gateway]'"
         ) from None
     # It asks the provider nothing, so it holds no key; and it waits for nothing: /readyz tells.
-    environ = {**environment(), "SEEDANCE_API_KEY": _NO_KEY}
-    os.environ.update(environ)
+    environ = over(environment(), {"SEEDANCE_API_KEY": _NO_KEY})
+    adopt(environ)
     begin_logging("gateway", log_level)
     reports.start("gateway")
     given = {"gateway_host": host, "gateway_port": port}

@@ -1,7 +1,6 @@
 """`seedance metrics`: figures for Prometheus, where no gateway runs."""
 
 import logging
-import os
 
 import click
 
@@ -10,6 +9,7 @@ from worker.cli.errors import Failed
 from worker.cli.processes import LOG_LEVEL, begin_logging
 from worker.metrics.serve import serve
 from worker.settings import load_settings, unknown_variables
+from worker.variables import adopt, over
 
 log = logging.getLogger("seedance")
 
@@ -32,8 +32,8 @@ def metrics(host: str | None, port: int | None, log_level: str | None) -> None:
       seedance metrics --port 9464 &
       curl http://127.0.0.1:9464/metrics
     """
-    environ = {**environment(), "SEEDANCE_API_KEY": _NO_KEY}
-    os.environ.update(environ)
+    environ = over(environment(), {"SEEDANCE_API_KEY": _NO_KEY})
+    adopt(environ)
     begin_logging("metrics", log_level)
     given = {"metrics_host": host, "metrics_port": port}
     settings = load_settings(environ, **{k: v for k, v in given.items() if v is not None})

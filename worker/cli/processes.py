@@ -18,6 +18,7 @@ from worker.cli import output
 from worker.cli.context import database, environment
 from worker.cli.errors import BadInput, database_problem
 from worker.settings import Settings, load_settings, unknown_variables
+from worker.variables import adopt
 
 log = logging.getLogger("seedance")
 
@@ -183,7 +184,7 @@ def _check_archive(settings: Settings) -> None:
 
 def prepare(process: str, log_level: str | None) -> None:
     """Complete the environment, refuse wrong settings, wait for the tables."""
-    os.environ.update(environment())
+    adopt(environment())
     begin_logging(process, log_level)
     if load_settings().tracing and process == "worker":
         try:

@@ -20,6 +20,7 @@ from worker.cli.context import DATABASE, data_dir
 from worker.cli.errors import BadInput, Failed
 from worker.settings import load_settings
 from worker.supervisor import ProcessSpec, Supervisor
+from worker.variables import is_given, over
 
 log = logging.getLogger("seedance")
 
@@ -112,14 +113,14 @@ def up(
         data_dir(folder),
         workers,
         () if concurrency is None else ("--concurrency", str(concurrency)),
-        simulated or not os.environ.get(_KEY),
+        simulated or not is_given(_KEY),
         speed,
         simulator_port,
         gateway_port,
         None if no_flower else flower_port,
         ":".join(given) or os.environ.get("SEEDANCE_MEDIA_ROOTS") or str(Path.cwd()),
     )
-    if plan.simulated and not simulated and os.environ.get(DATABASE):
+    if plan.simulated and not simulated and is_given(DATABASE):
         raise BadInput(
             f"{DATABASE} is set and {_KEY} is not: the simulator would get that database's"
             f" generations. Set {_KEY}, or say --simulator if that is meant"
@@ -132,8 +133,8 @@ def _run(plan: _Plan) -> int:
     _choose_logs()
     made = _settings_of(plan)
     # Wrong settings are told before anything is started.
-    load_settings({DATABASE: "postgresql://-/-", **os.environ, **made})
-    outside = {name for name in (DATABASE, _BROKER) if os.environ.get(name)}
+    load_settings(over(over({DATABASE: "postgresql://-/-"}, os.environ), made))
+    outside = {name for name in (DATABASE, _BROKER) if is_given(name)}
     with contextlib.ExitStack() as defer:
         _say("starting " + (" and ".join(_embedded_names(outside)) or "with servers of yours"))
         servers = defer.enter_context(
@@ -146,16 +147,16 @@ def _run(plan: _Plan) -> int:
             _check_provider(servers.data_dir, made.get(_BASE_URL))
         if servers.broker_url:
             made[_BROKER] = servers.broker_url
-        environ = {**os.environ, **made}
-        _migrate(environ[DATABASE])
+        settings = load_settings(over(os.environ, made))
+        _migrate(settings.database_url)
         run_dir = Path(defer.enter_context(tempfile.TemporaryDirectory(prefix="seedance-up-")))
-        specs, flower = _processes(plan, made, environ[_BROKER], run_dir)
+        specs, flower = _processes(plan, made, settings.broker_url, run_dir)
         defer.enter_context(stack_file.published(plan.folder, made))
         defer.enter_context(stack.kept_running(servers, _say))
         supervisor = Supervisor(specs, output=sys.stdout)
         threading.Thread(
             target=_tell_when_ready,
-            args=(supervisor, plan, made, flower, environ[_BROKER]),
+            args=(supervisor, plan, made, flower, settings.broker_url),
             daemon=True,
         ).start()
         code = supervisor.run()

@@ -1,7 +1,6 @@
 """Runs the demo: servers, processes, jobs, verdict."""
 
 import contextlib
-import os
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ from worker.demo.screen import Line, Screen, summary
 from worker.embedded import EmbeddedPostgres, Servers
 from worker.notify import ALLOW_PRIVATE
 from worker.supervisor import Supervisor
+from worker.variables import adopt, is_given, secret
 from worker.webhook_secrets import new_webhook_secret
 
 DATABASE = "SEEDANCE_DATABASE_URL"
@@ -76,13 +76,13 @@ def run(folder: Path, *, plain: bool, workers: int) -> int:
     # What the environment says of pace, keys and providers must not reach the demo.
     stack.forget_settings(DATABASE, BROKER)
     screen = Screen(plain=plain)
-    outside = {name for name in (DATABASE, BROKER) if os.environ.get(name)}
+    outside = {name for name in (DATABASE, BROKER) if is_given(name)}
     with contextlib.ExitStack() as defer:
         servers = defer.enter_context(
             embedded.servers(folder, postgres=DATABASE not in outside, broker=BROKER not in outside)
         )
-        database_url = _fresh_database(servers) or os.environ[DATABASE]
-        broker_url = _empty_broker(servers) or os.environ[BROKER]
+        database_url = _fresh_database(servers) or secret(DATABASE) or ""
+        broker_url = _empty_broker(servers) or secret(BROKER) or ""
         engine = make_engine(database_url)
         defer.callback(engine.dispose)
         migrate.upgrade(engine)
@@ -105,7 +105,7 @@ def run(folder: Path, *, plain: bool, workers: int) -> int:
         (servers.data_dir / "videos").mkdir(exist_ok=True)
         env = _environment(where)
         # For `enqueue`, as in any producer.
-        os.environ.update({DATABASE: database_url, ALLOW_PRIVATE: env[ALLOW_PRIVATE]})
+        adopt({DATABASE: database_url, ALLOW_PRIVATE: env[ALLOW_PRIVATE]})
         defer.enter_context(stack_file.published(servers.data_dir, env))
         specs = [
             stack.simulator(port, "--speed", _SPEED),
