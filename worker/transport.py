@@ -2,7 +2,8 @@
 back the messages of dead workers soon.
 
 What lies in the list must be JSON with a properly encoded body; plain kombu lets the error
-through, and the worker ends. An entry is off the list when it is looked at: it is kept here.
+through, and the worker ends. An entry is off the list when it is looked at: it is kept here. So is
+one that is larger than any request may be, before memory and time are spent on reading it.
 """
 
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 from kombu.transport import redis
 
 from worker import rejects
+
+MOST_BYTES = 1024 * 1024
+"""The largest entry of a queue: twice what a request with its metadata comes to, encoded."""
 
 _UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
 
@@ -26,6 +30,10 @@ class QoS(redis.QoS):
         return super().restore_visible(start, num, interval)
 
 
+class _TooLargeError(ValueError):
+    """An entry that is not read."""
+
+
 class Channel(redis.Channel):
     """A channel whose queues may hold anything."""
 
@@ -39,6 +47,11 @@ class Channel(redis.Channel):
         def remembering(*args: Any, **kwargs: Any) -> Any:
             answer = plain(*args, **kwargs)
             taken.append(answer)
+            size = len(answer[1]) if answer else 0
+            if size > MOST_BYTES:
+                raise _TooLargeError(
+                    f"message has {size} bytes; at most {MOST_BYTES} bytes are allowed"
+                )
             return answer
 
         client.parse_response = remembering
@@ -47,7 +60,8 @@ class Channel(redis.Channel):
         except _UNREADABLE as error:
             if not taken or not taken[0]:
                 raise
-            rejects.keep(f"it is no message: {type(error).__name__}", taken[0][1])
+            why = str(error) if isinstance(error, _TooLargeError) else type(error).__name__
+            rejects.keep(f"it is no message: {why}", taken[0][1])
             return True
         finally:
             client.parse_response = plain

@@ -1,5 +1,6 @@
 """What a producer and an operator see of running workers."""
 
+import base64
 import json
 import signal
 import uuid
@@ -12,6 +13,7 @@ import simulator
 from models.lifecycle import Status
 from models.tables import RejectedMessage
 from tests.acceptance.conftest import PATIENCE, Service, wait_for
+from worker import transport
 
 TEXT = {"content": [{"type": "text", "text": "a cat under cherry blossoms"}]}
 
@@ -69,6 +71,7 @@ def test_bad_input_ends_as_a_failed_generation_and_garbage_is_set_aside(service:
             broker.lpush("celery", json.dumps({**template, "body": json.loads(body)}))
         broker.lpush("celery", json.dumps({**template, "content-type": "application/x-pickle"}))
         broker.lpush("celery", json.dumps({**template, "headers": {}}))
+        broker.lpush("celery", json.dumps({**template, "body": "x" * transport.MOST_BYTES}))
         broker.close()
         good = app.send_task("seedance.generate", kwargs={"request": TEXT})
 
@@ -84,11 +87,12 @@ def test_bad_input_ends_as_a_failed_generation_and_garbage_is_set_aside(service:
         with service.rt.engine.connect() as conn:
             return list(conn.execute(select(RejectedMessage.reason)).scalars())
 
-    wait_for(lambda: len(aside()) == 8, "all eight are set aside")
+    wait_for(lambda: len(aside()) == 9, "all nine are set aside")
     assert any(no_request.id in reason for reason in aside())
     assert any("no_such_task" in reason for reason in aside())
+    assert any("at most 1048576 bytes are allowed" in reason for reason in aside())
     assert worker.alive
-    assert worker.text().count("was set aside") == 8, "each is told once"
+    assert worker.text().count("was set aside") == 9, "each is told once"
 
 
 def _message(app, broker) -> bytes:
@@ -97,6 +101,23 @@ def _message(app, broker) -> bytes:
     taken = broker.rpop("a-side-queue")
     assert taken is not None
     return taken
+
+
+def test_no_message_carries_a_secret(service: Service):
+    """What a worker publishes for others to take: ids and leases alone."""
+    service.ready(service.worker("-Q", "nobodys"))
+    media = {"type": "image_url", "image_url": "https://h/x.png?signed=very-secret"}
+    text = {"type": "text", "text": "a prompt of somebody"}
+    with redis.Redis.from_url(service.env["SEEDANCE_BROKER_URL"]) as broker:
+        ids = [service.enqueue(request={"content": [media, text]}), service.enqueue()]
+        wait_for(lambda: broker.llen("seedance.stages") >= 2, "both are published")
+        taken = broker.lrange("seedance.stages", 0, -1)
+    for raw in taken:
+        message = json.loads(raw)
+        said = raw.decode() + base64.b64decode(message["body"]).decode()
+        assert any(str(generation_id) in said for generation_id in ids)
+        for word in (service.env["SEEDANCE_API_KEY"], "very-secret", "prompt", "https://"):
+            assert word not in said
 
 
 def test_many_generations_over_two_workers_are_submitted_once_each(

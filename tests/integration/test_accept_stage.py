@@ -1,5 +1,6 @@
 """Accept: a message of any Celery client becomes one row, or is refused, or is set aside."""
 
+import re
 import threading
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -139,6 +140,24 @@ def test_a_broken_bound_is_a_failed_generation_that_says_why(lab, request_, opti
     send(lab, request_, message_id=str(generation_id), **options)
     assert rows(lab) == 1
     assert lab.once() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"request": text_request("x" * 300_000)}, r"request is '\d+ bytes of JSON'; .* 262144 "),
+        ({"metadata": {"a": "x" * 70_000}}, r"metadata is '\d+ bytes of JSON'; .* 65536 bytes"),
+        ({"tenant": "x" * 300_000}, r"tenant is 'xx.*1 to 200 characters"),
+        ({"notify": {"webhook": "https://h/" + "x" * 3_000}}, r"notify.webhook .* 2000 characters"),
+        ({"deadline": "x" * 300_000}, r"deadline is 'xx.*ISO 8601"),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_what_is_too_large_is_refused_with_its_size(lab, options, said):
+    view = lab.get(send(lab, **options))
+    assert (view.status, view.error_code) == (Status.FAILED, "INVALID_REQUEST")
+    assert re.search(said, view.error_message or "")
+    assert len(view.error_message or "") < 400, "what was sent is not all said again"
 
 
 def test_positional_arguments_are_refused(lab):

@@ -78,10 +78,13 @@ def ours() -> list[str]:
     return [name for name, service in services().items() if "build" in service]
 
 
-def test_the_file_fits_the_official_schema():
+@pytest.mark.parametrize(
+    "file", [COMPOSE, COMPOSE.with_suffix(".secrets.yml")], ids=lambda f: f.name
+)
+def test_the_file_fits_the_official_schema(file):
     pytest.importorskip("check_jsonschema", reason="brings the compose specification's schema")
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
-    result = subprocess.run([*command, COMPOSE], capture_output=True, text=True, check=False)
+    result = subprocess.run([*command, file], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
 
 
@@ -266,3 +269,35 @@ def test_the_image_is_built_from_the_versions_that_are_tested():
 
     assert pins("build.txt")
     assert pins("build.txt") | pins("prod.txt") <= pins("dev.txt")
+
+
+SECRETS = yaml.safe_load((ROOT / "docker-compose.secrets.yml").read_text())
+
+
+@pytest.mark.parametrize("service", SECRETS["services"])
+def test_with_secrets_from_files_none_is_in_an_environment(service):
+    over = SECRETS["services"][service]
+    asked = {"SEEDANCE_WEBHOOK_SECRETS": "w", "SEEDANCE_METRICS_TOKEN": "t"}
+    found = environment(service, example(commented=False) | asked) | over["environment"]
+    assert unknown_variables(found) == []
+    secret = re.compile(r"(KEY|TOKEN|SECRETS?|PASSWORD|DATABASE_URL)$")
+    assert not [name for name, value in found.items() if value and secret.search(name)]
+    named = {value for value in found.values() if value.startswith("/run/secrets/")}
+    assert named == {f"/run/secrets/{name}" for name in over["secrets"]}
+    assert set(over["secrets"]) <= set(SECRETS["secrets"])
+
+
+def test_with_secrets_from_files_the_settings_are_whole(tmp_path):
+    values = {
+        "api_key": "k",
+        "database_url": "postgresql://u:p@postgres/seedance",
+        "webhook_secrets": "",
+        "metrics_token": "",
+    }
+    found = environment("worker", example(commented=False))
+    found |= SECRETS["services"]["worker"]["environment"]
+    found |= {"SEEDANCE_MEDIA_ROOTS": str(tmp_path), "SEEDANCE_WEBHOOK_SECRETS_FILE": ""}
+    for name, value in values.items():
+        (tmp_path / name).write_text(f"{value}\n")
+    found = {n: v.replace("/run/secrets", str(tmp_path)) for n, v in found.items()}
+    assert load_settings(found).api_key.get_secret_value() == "k"

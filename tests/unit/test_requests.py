@@ -224,7 +224,8 @@ def test_a_prompt_is_text(text):
 
 
 def test_a_request_has_a_size():
-    with pytest.raises(InvalidRequest):
+    said = r"^request is '\d+ bytes of JSON'; allowed: at most 262144 bytes$"
+    with pytest.raises(InvalidRequest, match=said):
         check_request(request(image("uploads/" + "x" * MAX_REQUEST_BYTES)))
 
 

@@ -11,12 +11,13 @@ import click
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
+from models import grants
 from worker import logs, tracing
 from worker import migrate as migrations
 from worker.archive import StorageError, open_store
 from worker.cli import output
 from worker.cli.context import database, environment
-from worker.cli.errors import BadInput, database_problem
+from worker.cli.errors import BadInput, Failed, database_problem
 from worker.settings import Settings, load_settings, unknown_variables
 from worker.variables import adopt
 
@@ -34,19 +35,37 @@ _SAY_AGAIN = 15.0
 @click.command()
 @click.option("--check", is_flag=True, help="Change nothing; exit 1 if there is something to do.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: current, head, up_to_date.")
+@click.option(
+    "--grant",
+    "roles",
+    multiple=True,
+    metavar="ROLE[=PURPOSE]",
+    help="Then give a role what it needs and no more. (PURPOSE: worker, gateway, producer; worker)",
+)
 @click.pass_context
-def migrate(ctx: click.Context, *, check: bool, as_json: bool) -> None:
+def migrate(ctx: click.Context, *, check: bool, as_json: bool, roles: tuple[str, ...]) -> None:
     """Bring the database's tables up to date.
 
-    Needs only SEEDANCE_DATABASE_URL. Safe to run twice at once, and while workers run.
+    Needs only SEEDANCE_DATABASE_URL. Safe to run twice at once, and while workers run. With
+    --grant name the same roles each time: a migration may bring tables.
 
     \b
-    Example:
+    Examples:
       SEEDANCE_DATABASE_URL=postgresql://me:secret@db/videos seedance migrate
+      seedance migrate --grant seedance_worker --grant seedance_gateway=gateway
     """
+    wanted = [_role(given) for given in roles]
+    if check and wanted:
+        raise BadInput("--check changes nothing, and --grant does: name one of them")
     with database() as engine:
         before = migrations.revision(engine)
         after = before if check or before.up_to_date else migrations.upgrade(engine)
+        with engine.begin() as conn:
+            for role, purpose in wanted:
+                try:
+                    grants.grant(conn, role, purpose)
+                except grants.RoleError as error:
+                    raise Failed(f"--grant: {error}") from None
     if as_json:
         output.print_json(
             {"current": after.current, "head": after.head, "up_to_date": after.up_to_date}
@@ -58,7 +77,19 @@ def migrate(ctx: click.Context, *, check: bool, as_json: bool) -> None:
         click.echo(f"the database is at {after.current} already")
     else:
         click.echo(f"migrated from {before.current or 'nothing'} to {after.current}")
+    if not as_json:
+        for role, purpose in wanted:
+            click.echo(f"role {role} has the rights of a {purpose}")
     ctx.exit(0 if after.up_to_date else 1)
+
+
+def _role(given: str) -> tuple[str, grants.Purpose]:
+    role, _, purpose = given.partition("=")
+    try:
+        return role, grants.Purpose(purpose or "worker")
+    except ValueError:
+        allowed = ", ".join(grants.Purpose)
+        raise BadInput(f"--grant {given}: {purpose!r} is no purpose; allowed: {allowed}") from None
 
 
 @click.command()

@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 _MOST_CONNECTIONS = 1_000
 _GRACE = 10
+_MOST_HEADER_BYTES = 16 * 1024
 
 
 def serve(settings: Settings) -> None:
@@ -30,6 +31,9 @@ def serve(settings: Settings) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        # The one whose headers have a bound, also where another is installed.
+        http="h11",
+        h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
         ws="none",
         lifespan="off",
         limit_concurrency=_MOST_CONNECTIONS,
