@@ -6,10 +6,13 @@ attempt is the row's latest.
 
 import uuid
 from collections.abc import Mapping
+from datetime import timedelta
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
     Connection,
+    bindparam,
     case,
     func,
     or_,
@@ -28,15 +31,20 @@ from models.lifecycle import (
 )
 from models.transitions.core import (
     CALM,
+    GIVEN_DETAIL,
     Moved,
+    Prepared,
     attempts_table,
     cancelled,
+    carry_out,
     fenced,
     g,
+    in_given,
     in_seconds,
     lock,
     move,
     one,
+    prepare,
 )
 
 
@@ -83,28 +91,39 @@ def _follow(
 ) -> Moved | None:
     remote_task_id = storable.text(remote_task_id) or ""
     remote_status = storable.text(remote_status) or ""
-    return one(
-        move(
-            conn,
-            event,
-            *fenced(event, generation_id, attempt=attempt),
-            values={
-                **CALM,
-                "lease": g.lease + 1,
-                "remote_task_id": remote_task_id,
-                "remote_status": remote_status,
-                "credit_cost": storable.credits(credit_cost),
-                "submitted_at": func.now(),
-                "polls": 0,
-                # A cancel that was asked for meanwhile goes out at once.
-                "due_at": case(
-                    (g.cancel_requested_at.is_not(None), func.now()),
-                    # Nor does one go on beyond its deadline.
-                    else_=func.least(in_seconds(poll_seconds), g.deadline_at),
-                ),
-            },
-            detail={"remote_task_id": remote_task_id, **(detail or {})},
-        )
+    given = {
+        "of_id": generation_id,
+        "number": attempt,
+        "task_id": remote_task_id,
+        "shown": remote_status,
+        "cost": storable.credits(credit_cost),
+        "look_in": timedelta(seconds=poll_seconds),
+        "detail": {"remote_task_id": remote_task_id, **(detail or {})},
+    }
+    return one(carry_out(conn, _following(event), given))
+
+
+@cache
+def _following(event: Event) -> Prepared:
+    return prepare(
+        event,
+        *fenced(event, bindparam("of_id"), attempt=bindparam("number")),
+        values={
+            **CALM,
+            "lease": g.lease + 1,
+            "remote_task_id": bindparam("task_id"),
+            "remote_status": bindparam("shown"),
+            "credit_cost": bindparam("cost"),
+            "submitted_at": func.now(),
+            "polls": 0,
+            # A cancel that was asked for meanwhile goes out at once.
+            "due_at": case(
+                (g.cancel_requested_at.is_not(None), func.now()),
+                # Nor does one go on beyond its deadline.
+                else_=func.least(in_given("look_in"), g.deadline_at),
+            ),
+        },
+        detail=GIVEN_DETAIL,
     )
 
 

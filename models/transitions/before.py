@@ -2,13 +2,19 @@
 
 import uuid
 from collections.abc import Sequence
+from datetime import timedelta
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Uuid,
+    any_,
+    bindparam,
     func,
 )
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from models import storable
 from models.lifecycle import (
@@ -16,27 +22,38 @@ from models.lifecycle import (
 )
 from models.transitions.core import (
     CALM,
+    GIVEN_DETAIL,
     Moved,
+    Prepared,
+    carry_out,
     fenced,
     g,
+    in_given,
     in_seconds,
     move,
     one,
+    prepare,
 )
 
 
 def admit(conn: Connection, ids: Sequence[uuid.UUID], *, lease_seconds: float) -> list[Moved]:
     """`accepted → uploading`: each takes a slot and a lease."""
-    return move(
-        conn,
+    given = {"ids": list(ids), "leased_for": timedelta(seconds=lease_seconds), "detail": None}
+    return carry_out(conn, _admit(), given)
+
+
+@cache
+def _admit() -> Prepared:
+    return prepare(
         Event.ADMIT,
-        g.id.in_(ids),
+        g.id == any_(bindparam("ids", type_=ARRAY(Uuid))),
         values={
             "lease": g.lease + 1,
-            "due_at": in_seconds(lease_seconds),
+            "due_at": in_given("leased_for"),
             "blocked_by": None,
             "waits_for": None,
         },
+        detail=GIVEN_DETAIL,
         # A producer's open transaction on one row must not hold up all the others.
         skip_locked=True,
     )
@@ -88,20 +105,31 @@ def intend(
     settle_seconds: float,
 ) -> Moved | None:
     """`uploading → submitting`: committed before the POST; due again when it must be settled."""
-    return one(
-        move(
-            conn,
-            Event.INTEND,
-            *fenced(Event.INTEND, generation_id, lease=lease),
-            g.cancel_requested_at.is_(None),
-            values={
-                **CALM,
-                "lease": g.lease + 1,
-                "attempt": attempt,
-                "fingerprint": fingerprint,
-                "due_at": in_seconds(settle_seconds),
-            },
-        )
+    given = {
+        "of_id": generation_id,
+        "held": lease,
+        "number": attempt,
+        "mark": fingerprint,
+        "settles_in": timedelta(seconds=settle_seconds),
+        "detail": None,
+    }
+    return one(carry_out(conn, _intend(), given))
+
+
+@cache
+def _intend() -> Prepared:
+    return prepare(
+        Event.INTEND,
+        *fenced(Event.INTEND, bindparam("of_id"), lease=bindparam("held")),
+        g.cancel_requested_at.is_(None),
+        values={
+            **CALM,
+            "lease": g.lease + 1,
+            "attempt": bindparam("number"),
+            "fingerprint": bindparam("mark"),
+            "due_at": in_given("settles_in"),
+        },
+        detail=GIVEN_DETAIL,
     )
 
 

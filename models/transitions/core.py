@@ -10,6 +10,8 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     FromClause,
+    Interval,
+    Select,
     bindparam,
     case,
     func,
@@ -65,6 +67,11 @@ def in_seconds(seconds: float) -> ColumnElement[Any]:
     return func.now() + timedelta(seconds=seconds)
 
 
+def in_given(name: str) -> ColumnElement[Any]:
+    """The database's now, as much later as the parameter of this name, a timedelta, says."""
+    return func.now() + bindparam(name, type_=Interval)
+
+
 def by_deadline(due: ColumnElement[Any]) -> ColumnElement[Any]:
     """`due`, but for a running generation no later than a deadline that is still ahead."""
     return case(
@@ -104,30 +111,64 @@ def move(
     event: Event,
     *guards: ColumnElement[bool],
     values: Values,
-    detail: Mapping[str, Any] | ColumnElement[Any] | None = None,
+    detail: Mapping[str, Any] | None = None,
     sources: frozenset[Status] | None = None,
     skip_locked: bool = False,
-    each: FromClause | None = None,
 ) -> list[Moved]:
     """Move every row that passes `guards` by `event`; the other functions here are its callers.
 
     One statement: lock and compare, set, tell, book; one more where notices are wanted. `sources`
     narrows the transition's own; `skip_locked` leaves out rows that somebody else is changing.
+    """
+    prepared = prepare(
+        event,
+        *guards,
+        values=values,
+        detail=bindparam("detail", dict(detail) if detail else None, _DETAIL),
+        sources=sources,
+        skip_locked=skip_locked,
+        stores=artifacts.wanted(conn, event),
+    )
+    return carry_out(conn, prepared, {})
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The statement of a transition. Building it costs more than sending it, so those that every
+    generation makes are built once, with parameters in place of their values.
+    """
+
+    event: Event
+    query: Select[Any]
+
+
+_DETAIL = JSONB(none_as_null=True)
+
+GIVEN_DETAIL = bindparam("detail", type_=_DETAIL)
+"""A prepared statement's parameter for what the event tells."""
+
+
+def prepare(
+    event: Event,
+    *guards: ColumnElement[bool],
+    values: Values,
+    detail: ColumnElement[Any],
+    sources: frozenset[Status] | None = None,
+    skip_locked: bool = False,
+    each: FromClause | None = None,
+    stores: bool = False,
+) -> Prepared:
+    """Build the statement of `move`. `stores`: results are to be archived.
+
     `each` has a row for each generation, by `id`, that `values` and `detail` may draw on.
     """
     transition = TRANSITIONS[event]
-    stores = artifacts.wanted(conn, event)
     leaving = transition.sources if sources is None else transition.sources & sources
     locked = (
         select(g.id, g.status)
         .where(g.status.in_(sorted(leaving)), *guards)
         .with_for_update(skip_locked=skip_locked)
         .cte("locked")
-    )
-    told_with: ColumnElement[Any] = (
-        detail
-        if isinstance(detail, ColumnElement)
-        else bindparam("detail", dict(detail) if detail else None, JSONB(none_as_null=True))
     )
     joined = [] if each is None else [each.c.id == locked.c.id]
     moved = (
@@ -151,7 +192,7 @@ def move(
             func.coalesce(notices.wanted(transition.target), False).label("noticed"),
             *NEEDED.values(),
             *([g.last_frame_url] if stores else []),
-            told_with.label("detail"),
+            detail.label("detail"),
         )
         .cte("moved")
     )
@@ -178,11 +219,16 @@ def move(
     if stores:
         also.append(artifacts.on_move(moved))
     m = moved.c
-    rows = conn.execute(
-        select(m.id, m.from_status, m.lease, m.attempt, m.fingerprint, m.waited, m.noticed).add_cte(
-            *also
-        )
-    ).all()
+    query = select(
+        m.id, m.from_status, m.lease, m.attempt, m.fingerprint, m.waited, m.noticed
+    ).add_cte(*also)
+    return Prepared(event, query)
+
+
+def carry_out(conn: Connection, prepared: Prepared, parameters: Mapping[str, Any]) -> list[Moved]:
+    """Make the transition, and wake who waited for it."""
+    transition = TRANSITIONS[prepared.event]
+    rows = conn.execute(prepared.query, parameters).all()
     result = [
         Moved(
             row.id,
@@ -204,9 +250,12 @@ def move(
 
 
 def fenced(
-    event: Event, generation_id: uuid.UUID, *, lease: int | None = None, attempt: int | None = None
+    event: Event, generation_id: Any, *, lease: Any = None, attempt: Any = None
 ) -> tuple[ColumnElement[bool], ...]:
-    """The guards of one generation's transition: its row, and the fence that the table names."""
+    """The guards of one generation's transition: its row, and the fence that the table names.
+
+    Each is a value, or the parameter of a prepared statement.
+    """
     row = g.id == generation_id
     match TRANSITIONS[event].fence:
         case Fence.LEASE:

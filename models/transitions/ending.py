@@ -2,11 +2,12 @@
 
 import uuid
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 from sqlalchemy import (
     Connection,
     Numeric,
-    TableValuedAlias,
     Text,
     Uuid,
     any_,
@@ -17,22 +18,42 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
+from models import artifacts
 from models.lifecycle import UNSPECIFIED, Event, Observation
-from models.transitions.core import Moved, g, move
+from models.transitions.core import Moved, Prepared, carry_out, g, prepare
+
+SHOWN = (
+    func.jsonb_to_recordset(bindparam("shown", type_=JSONB))
+    .table_valued(
+        column("id", Uuid),
+        column("status", Text),
+        column("credit_cost", Numeric),
+        column("error_code", Text),
+        column("error_message", Text),
+        column("video_url", Text),
+        column("last_frame_url", Text),
+        name="shown",
+    )
+    .render_derived(with_types=True)
+)
+"""Observations as rows of a statement, by the generation's `id`; one parameter for all."""
 
 
 def finish(
     conn: Connection, event: Event, seen: Sequence[tuple[uuid.UUID, Observation]]
 ) -> list[Moved]:
     """`running →` the end that the remote task of each generation shows, in one statement."""
-    shown = shown_rows(seen)
-    s = shown.c
+    given = {"ids": [generation_id for generation_id, _ in seen], "shown": as_shown(seen)}
+    return carry_out(conn, _finish(event, artifacts.wanted(conn, event)), given)
+
+
+@cache
+def _finish(event: Event, stores: bool) -> Prepared:
+    s = SHOWN.c
     charged = event is Event.COMPLETE
-    ids = bindparam(None, [generation_id for generation_id, _ in seen], ARRAY(Uuid))
-    return move(
-        conn,
+    return prepare(
         event,
-        g.id == any_(ids),
+        g.id == any_(bindparam("ids", type_=ARRAY(Uuid))),
         values={
             "lease": g.lease + 1,
             "remote_status": s.status,
@@ -48,13 +69,14 @@ def finish(
         detail=func.jsonb_build_object(
             "remote_status", s.status, "credit_cost", cast(s.credit_cost, Text)
         ),
-        each=shown,
+        each=SHOWN,
+        stores=stores,
     )
 
 
-def shown_rows(seen: Sequence[tuple[uuid.UUID, Observation]]) -> TableValuedAlias:
-    """Observations as rows of a statement, by the generation's `id`; one parameter for all."""
-    given = [
+def as_shown(seen: Sequence[tuple[uuid.UUID, Observation]]) -> list[dict[str, Any]]:
+    """Observations as the parameter of `SHOWN`."""
+    return [
         {
             "id": str(generation_id),
             "status": task.status,
@@ -67,17 +89,3 @@ def shown_rows(seen: Sequence[tuple[uuid.UUID, Observation]]) -> TableValuedAlia
         }
         for generation_id, task in seen
     ]
-    return (
-        func.jsonb_to_recordset(bindparam(None, given, JSONB))
-        .table_valued(
-            column("id", Uuid),
-            column("status", Text),
-            column("credit_cost", Numeric),
-            column("error_code", Text),
-            column("error_message", Text),
-            column("video_url", Text),
-            column("last_frame_url", Text),
-            name="shown",
-        )
-        .render_derived(with_types=True)
-    )

@@ -32,7 +32,7 @@ from models.lifecycle import (
     observe,
 )
 from models.transitions.core import LOCK_ORDER, Moved, events_table, g, generations, in_seconds
-from models.transitions.ending import finish, shown_rows
+from models.transitions.ending import SHOWN, as_shown, finish
 
 SEEN_EVERY = 120.0
 """Seconds for which nothing is written of what is shown again and again as it was."""
@@ -151,11 +151,10 @@ def by_its_own(conn: Connection, ids: Sequence[uuid.UUID]) -> None:
 
 def _progress(conn: Connection, further: Sequence[tuple[uuid.UUID, Observation]]) -> None:
     """Remote tasks got further: written and told, in one statement."""
-    shown = shown_rows(further)
     moved = (
         update(generations)
-        .where(g.id == shown.c.id, g.status == Status.RUNNING)
-        .values(remote_status=shown.c.status, observed_at=func.now())
+        .where(g.id == SHOWN.c.id, g.status == Status.RUNNING)
+        .values(remote_status=SHOWN.c.status, observed_at=func.now())
         .returning(g.id, g.remote_status)
         .cte("moved")
     )
@@ -167,5 +166,6 @@ def _progress(conn: Connection, further: Sequence[tuple[uuid.UUID, Observation]]
                 literal(str(Note.PROGRESS)),
                 func.jsonb_build_object("remote_status", moved.c.remote_status),
             ),
-        )
+        ),
+        {"shown": as_shown(further)},
     )

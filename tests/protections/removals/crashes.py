@@ -21,8 +21,8 @@ _NEVER_DUE_AGAIN = (
     ),
     Edit(
         "models/transitions/before.py",
-        '            "due_at": in_seconds(lease_seconds),\n',
-        '            "due_at": in_seconds(10**7),\n',
+        '"leased_for": timedelta(seconds=lease_seconds)',
+        '"leased_for": timedelta(seconds=10**7)',
     ),
     Edit(
         "worker/stages/common.py",
@@ -82,8 +82,8 @@ PROTECTIONS = (
         (
             Edit(
                 "models/transitions/answers.py",
-                "                    else_=func.least(in_seconds(poll_seconds), g.deadline_at),\n",
-                "                    else_=in_seconds(10**7),\n",
+                '        "look_in": timedelta(seconds=poll_seconds),\n',
+                '        "look_in": timedelta(seconds=10**7),\n',
             ),
         ),
         (f"{DEATH}[submit.after_result]",),

@@ -34,8 +34,8 @@ PROTECTIONS = (
         (
             Edit(
                 "models/transitions/before.py",
-                '"due_at": in_seconds(settle_seconds),',
-                '"due_at": in_seconds(0),',
+                '"settles_in": timedelta(seconds=settle_seconds),',
+                '"settles_in": timedelta(0),',
             ),
         ),
         (

@@ -293,10 +293,9 @@ PROTECTIONS = (
         (
             Edit(
                 "models/transitions/before.py",
-                '            "blocked_by": None,\n            "waits_for": None,\n        },\n'
                 "        # A producer's open transaction on one row must not hold up all the others.\n"
-                "        skip_locked=True,\n",
-                '            "blocked_by": None,\n            "waits_for": None,\n        },\n',
+                "        skip_locked=True,\n    )\n\n\ndef put_back",
+                "    )\n\n\ndef put_back",
             ),
         ),
         (f"{HARD}::test_a_row_locked_by_a_producer_does_not_keep_others_from_being_admitted",),

@@ -94,7 +94,7 @@ PROTECTIONS = (
                 "    if facts.cancel_wished:\n        return Obstacle",
                 "    if facts.cancel_wished and facts.late:\n        return Obstacle",
             ),
-            Edit(BEFORE, "            g.cancel_requested_at.is_(None),\n", ""),
+            Edit(BEFORE, "        g.cancel_requested_at.is_(None),\n", ""),
         ),
         (f"{SQL}::test_with_cancel_asked_it_is_cancelled",),
     ),
@@ -178,8 +178,8 @@ PROTECTIONS = (
         (
             Edit(
                 BEFORE,
-                '                "lease": g.lease + 1,\n                "attempt": attempt,',
-                '                "attempt": attempt,',
+                '            "lease": g.lease + 1,\n            "attempt": bindparam("number"),',
+                '            "attempt": bindparam("number"),',
             ),
         ),
         (
