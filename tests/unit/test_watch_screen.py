@@ -15,12 +15,17 @@ from tests.unit.test_cli_output import view
 from worker.cli.watch_screen import screen
 from worker.cli.watching import Credits, Deliveries, Snapshot
 
-NOW = datetime.now(UTC)
 WAITS = view(status=Status.ACCEPTED, tenant="acme", finished_at=None, waits_for="a free slot")
 
 
 def snapshot(**fields: object) -> Snapshot:
-    pause = PauseView("acme", "runaway script", "ana", NOW - timedelta(minutes=5))
+    pause = PauseView(
+        # By the clock of the moment in which it is drawn, with room for a slow one.
+        "acme",
+        "runaway script",
+        "ana",
+        datetime.now(UTC) - timedelta(minutes=5, seconds=1),
+    )
     values: dict[str, object] = {
         "summary": Summary(
             {Status.RUNNING: 2}, 2, 1, 0, 47.0, {"credit": "no more"}, ("slowed",), (pause,)
