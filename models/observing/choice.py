@@ -16,6 +16,9 @@ REST = 60.0
 """Seconds until the list is tried again where it did not pay; doubled each time, up to an hour."""
 LONGEST_REST = 3600.0
 
+MOST_LIMITED = 10
+"""So many passes in a row that a request rate cut short are borne: GETs would need more of it."""
+
 MOST_TRIES = 3
 """A pass that was begun so often and never ended is left alone for a while: workers die of it."""
 
@@ -52,6 +55,8 @@ class Pass:
     """Generations that are past their first look now, or will be within an interval."""
     failed: bool = False
     """A page could not be had."""
+    limited: float | None = None
+    """Seconds to wait, where that was for a limit on the rate of requests."""
 
     @property
     def worth_it(self) -> bool:
@@ -83,6 +88,10 @@ def judge(done: Pass, *, backward: bool, failures: int, least: int, every: float
         # Few are left to be followed: GETs are cheaper, and nothing is wrong with the list.
         return Verdict(False, backward, 0, every)
     failures += 1
+    if done.limited is not None:
+        if failures < MOST_LIMITED:
+            return Verdict(True, backward, failures, min(LONGEST_REST, max(every, done.limited)))
+        return Verdict(False, backward, failures, REST)
     if done.failed:
         # One page that can't be had is nothing yet.
         again = failures < MOST_TRIES

@@ -225,13 +225,15 @@ def end(
     *,
     pages: int,
     failed: bool,
+    limited: float | None = None,
     least: int,
     every: float,
     lease_seconds: float,
 ) -> Verdict | None:
     """Record the pass, and have what it did not show looked at. None if the turn was lost.
 
-    `seen`: the remote tasks of running generations that the pages showed.
+    `seen`: the remote tasks of running generations that the pages showed. `limited`: it failed for
+    a limit on the rate of requests, which asks to wait so many seconds.
     """
     row = conn.execute(
         select(_o.failures, _o.backward)
@@ -241,7 +243,8 @@ def end(
     if row is None:
         return None
     unseen = [] if failed else _unseen(conn, begun, seen)
-    done = Pass(pages, begun.sought, begun.expected, len(unseen), _left(conn, every=every), failed)
+    left = _left(conn, every=every)
+    done = Pass(pages, begun.sought, begun.expected, len(unseen), left, failed, limited)
     verdict = choice.judge(
         done, backward=row.backward, failures=row.failures, least=least, every=every
     )
@@ -261,7 +264,7 @@ def end(
             sought=begun.sought,
             missed=len(unseen),
             ended_at=func.clock_timestamp(),
-            held_until=in_seconds(lease_seconds),
+            held_until=in_seconds(lease_seconds + (limited or 0.0)),
             next_at=func.greatest(
                 begun.began + func.make_interval(0, 0, 0, 0, 0, 0, verdict.rest), func.now()
             ),

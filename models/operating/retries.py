@@ -142,6 +142,8 @@ class Locked:
 
 def lock(conn: Connection, generation_id: uuid.UUID, *, again: bool) -> Locked | None:
     """Lock a generation; with `again` the last of its retries. None if there is none."""
+    # Locked first, then read: what was found of its remote tasks while this waited counts.
+    conn.execute(select(g.id).where(g.id == generation_id).with_for_update())
     row = conn.execute(
         select(
             g.id,
@@ -153,9 +155,7 @@ def lock(conn: Connection, generation_id: uuid.UUID, *, again: bool) -> Locked |
             g.notify,
             g.deadline_at,
             (g.deadline_at > func.now()).label("ahead"),
-        )
-        .where(g.id == generation_id)
-        .with_for_update()
+        ).where(g.id == generation_id)
     ).one_or_none()
     if row is None:
         return None

@@ -60,7 +60,7 @@ def a_pass(lab):
 
 
 def state(lab):
-    [row] = lab.sql("SELECT *, next_at - now() AS rest FROM observers")
+    [row] = lab.sql("SELECT *, next_at - now() AS rest, held_until - now() AS held FROM observers")
     return row
 
 
@@ -385,6 +385,22 @@ def test_pages_that_cannot_be_had(lab):
     assert not a_pass(lab)  # polled one by one
     all_due(lab)
     assert set(polled(lab, by_list=False)) == set(ids)
+
+
+def test_a_lack_of_requests_is_no_reason_to_make_more_of_them(lab):
+    """A GET for each would need a hundred times as many; what the provider asks for is kept."""
+    send(lab, LEAST)
+    all_due(lab)
+    lab.sim.fault("list", "rate_limited", retry_after=40, times=5)
+    for _ in range(5):
+        assert a_pass(lab)
+    assert 30 < state(lab).rest.total_seconds() < 41
+    assert state(lab).held > state(lab).rest, "nobody is polled meanwhile"
+    # A list that is never to be had is left all the same.
+    lab.sql("UPDATE observers SET failures = 9")
+    lab.sim.fault("list", "rate_limited", times=1)
+    assert not a_pass(lab)
+    assert state(lab).rest.total_seconds() > 50
 
 
 def test_a_wrong_key_closes_the_gate(lab):

@@ -9,7 +9,7 @@ from decimal import Decimal
 import pytest
 from sqlalchemy import text
 
-from models import budgets, reads, transitions
+from models import budgets, reads, transitions, watch
 from models.error_classes import FINAL
 from models.ledger import reading
 from models.lifecycle import Status
@@ -19,11 +19,13 @@ from models.operating.retries import Refusal
 from tests.integration import rows
 from tests.integration.conftest import text_request
 from tests.integration.invariants import laboratory
+from tests.waiting import wait_for
 from worker import aproducer, operator, producer
 from worker.producer import BudgetExceeded, RetryRefused, UnknownGenerationError
 from worker.requests import new_budget
 from worker.retrying import retry
 from worker.stages import accept
+from worker.stages.common import observation
 
 S = Status
 ANA = By("ana", "the provider's outage")
@@ -159,6 +161,21 @@ def test_what_was_given_up_and_has_a_task_would_be_paid_twice(lab):
     lab.second = 1
     assert refused(lab, generation_id) is Refusal.TASK
     assert lab.get(again(lab, generation_id, again=True)).status is S.ACCEPTED
+
+
+def test_a_task_that_is_found_in_that_moment_counts(lab):
+    generation_id = lab.in_doubt()
+    operator.fail(lab.rt.engine, generation_id, attempt=1, by=ANA)
+    lab.settle(generation_id)
+    lab.second = 1
+    with lab.rt.engine.connect() as finder, ThreadPoolExecutor(1) as pool:
+        transitions.core.lock(finder, generation_id)
+        retried = pool.submit(refused, lab, generation_id)
+        wait_for(lambda: lab.value("SELECT count(*) FROM pg_locks WHERE NOT granted") > 0)
+        listed = lab.rt.client.list_tasks(1, 100).data
+        assert watch.hold_against(finder, [observation(task) for task in listed]).second
+        finder.commit()
+        assert retried.result(30) is Refusal.TASK
 
 
 def test_a_deadline_that_has_passed_does_not_end_it_again(lab):

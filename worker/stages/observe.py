@@ -28,6 +28,9 @@ from worker.stages import common
 
 log = logging.getLogger(__name__)
 
+MOST_REST = 600.0
+"""Seconds that the provider may ask to wait; for longer it is not taken at its word."""
+
 
 @dataclass
 class _Pass:
@@ -74,7 +77,7 @@ def run(rt: Runtime, lease: int) -> None:
     reached("observe.after_begin")
     began = time.monotonic()
     passed = _Pass()
-    failed = False
+    failed, limited = False, None
     try:
         for answer in _pages(rt, begun, passed):
             page = _apply(rt, begun, [common.observation(task) for task in answer.data])
@@ -84,9 +87,11 @@ def run(rt: Runtime, lease: int) -> None:
                 if not turns.hold_on(conn, lease, lease_seconds=settings.lease):
                     return
     except NoTokenError:
-        failed = True
+        failed, limited = True, 0.0
     except ApiError as error:
         failed = True
+        if isinstance(error, RateLimited):
+            limited = min(error.retry_after or 0.0, MOST_REST)
         log.warning("the task list can't be read: %s", error)
         if error.disposition is Disposition.HOLD or isinstance(error, RateLimited):
             common.hold(rt, error)
@@ -97,6 +102,7 @@ def run(rt: Runtime, lease: int) -> None:
             passed.shown,
             pages=passed.pages,
             failed=failed,
+            limited=limited,
             least=settings.observe_from,
             every=settings.poll_min,
             lease_seconds=settings.lease,

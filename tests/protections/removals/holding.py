@@ -374,11 +374,14 @@ PROTECTIONS = (
         (
             Edit(
                 "models/operating/retries.py",
-                "        .where(g.id == generation_id)\n        .with_for_update()\n",
-                "        .where(g.id == generation_id)\n",
+                "    conn.execute(select(g.id).where(g.id == generation_id).with_for_update())\n",
+                "    conn.execute(select(g.id).where(g.id == generation_id))\n",
             ),
         ),
-        (f"{RETRIES}::test_of_two_that_retry_it_at_once_one_does",),
+        (
+            f"{RETRIES}::test_of_two_that_retry_it_at_once_one_does",
+            f"{RETRIES}::test_a_task_that_is_found_in_that_moment_counts",
+        ),
     ),
     Protection(
         "given-up-is-not-retried-unsettled",
