@@ -34,7 +34,7 @@ _PROMPT_NAMES = frozenset({"text", "prompt", "prompts", "args", "kwargs", "argsr
 
 # One cheap look decides whether the dear patterns are tried at all: most lines have nothing.
 _SUSPECT = re.compile(
-    r"auth|key|passw|secret|token|bearer|basic|whsec_|text['\"]|prompt['\"]|/callbacks/",
+    r"auth|key|passw|secret|token|bearer|basic|whsec_|(?:text|prompt)\\{0,7}['\"]|/callbacks/",
     re.IGNORECASE,
 )
 _NAMED = re.compile(
@@ -46,6 +46,11 @@ _SIGNING = re.compile(r"\bwhsec_[\w+/=-]+")
 _PROMPT = re.compile(
     r"""(['"](?:text|prompt)['"]\s*:\s*)(?:"(?:[^"\\]|\\.)*(?:"|$)|'(?:[^'\\]|\\.)*(?:'|$))""",
     re.DOTALL,
+)
+
+# The same in JSON that stands as a text in JSON, as messages do: its quotes are escaped.
+_NESTED_PROMPT = re.compile(
+    r"""((\\{1,7})(['"])(?:text|prompt)\2\3\s*:\s*\2\3)(?:.*?(?<!\\)\2\3|.*)""", re.DOTALL
 )
 
 
@@ -68,6 +73,7 @@ class Redactor:
             return text
         text = callback_address.hidden(text)
         text = _PROMPT.sub(rf"\1'{CUT}'", text)
+        text = _NESTED_PROMPT.sub(rf"\1{CUT}\2\3", text)
         text = _BORNE.sub(rf"\1 {CUT}", text)
         text = _NAMED.sub(rf"\1{CUT}", text)
         return _SIGNING.sub(f"whsec_{CUT}", text)

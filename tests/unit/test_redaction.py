@@ -59,6 +59,11 @@ def test_each_secret_of_the_environment_is_cut_wherever_it_stands(secret: str) -
         ("""{"type": "text", "text": "a \\"cat\\" naps"}""", """{"type": "text", "text": '…'}"""),
         ("{'type': 'text', 'text': 'a cat", "{'type': 'text', 'text': '…'"),
         ("""kwargs={'prompt': "it's", 'n': 1}""", "kwargs={'prompt': '…', 'n': 1}"),
+        (
+            json.dumps({"body": json.dumps({"text": 'a "cat", and', "n": 1})}),
+            r"""{"body": "{\"text\": \"…\", \"n\": 1}"}""",
+        ),
+        (json.dumps(json.dumps({"text": "a cat"}))[:18], '"{\\"text\\": \\"…\\"'),
     ],
 )
 def test_a_text_is_cut(text: str, cut: str) -> None:
