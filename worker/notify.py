@@ -19,7 +19,8 @@ _SHAPE = (
 _LONGEST = 2_000
 _ADDRESS = re.compile(r"[\x21-\x7e]+")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@/-]{0,199}")
-_OURS = re.compile(r"(seedance\..*|celery)")
+# The service's own, and what kombu keeps in Redis beside the queues.
+_OURS = re.compile(r"(seedance\..*|celery|_kombu\..*|unacked.*)")
 # What inet_aton takes for an address beside four decimal numbers: 127.1, 0x7f000001, 2130706433.
 _NUMERIC = re.compile(r"(0x[0-9a-f]*|\d+)(\.(0x[0-9a-f]*|\d+))*", re.I)
 _LOCAL_NAMES = ("localhost", "local", "internal", "home.arpa")
@@ -52,7 +53,7 @@ def check_notify(value: Any, *, private: bool) -> dict[str, Any] | None:
         missing = "notify.task" if "queue" in given else "notify"
         raise InvalidRequest(missing, value.get("task") if "queue" in given else value, _SHAPE)
     if "webhook" in given:
-        _check_webhook(given["webhook"], private=private)
+        given["webhook"] = _check_webhook(given["webhook"], private=private)
     if "task" in given:
         _check_task(given)
     elif "queue" in given:
@@ -70,7 +71,8 @@ def _check_task(given: Mapping[str, Any]) -> None:
             raise InvalidRequest(f"notify.{key}", name, f"a {key} of your own, not the service's")
 
 
-def _check_webhook(address: Any, *, private: bool) -> None:
+def _check_webhook(address: Any, *, private: bool) -> str:
+    """The address, its scheme in small letters."""
     field = "notify.webhook"
     schemes = "https:// or http://" if private else "https://"
     if not isinstance(address, str) or not _ADDRESS.fullmatch(address) or len(address) > _LONGEST:
@@ -92,6 +94,7 @@ def _check_webhook(address: Any, *, private: bool) -> None:
         raise InvalidRequest(
             field, address, f"a public host; private ones only where {ALLOW_PRIVATE} is set"
         )
+    return parts.scheme + address[len(parts.scheme) :]
 
 
 def _is_private(host: str) -> bool:

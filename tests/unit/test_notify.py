@@ -26,6 +26,7 @@ REQUEST = {"content": [{"type": "text", "text": "a cat"}]}
             {"task": "a", "queue": "b", "webhook": "https://1.1.1.1:8443/x"},
             {"task": "a", "queue": "b", "webhook": "https://1.1.1.1:8443/x", "on": "end"},
         ),
+        ({"webhook": "HTTPS://Shop.example/A"}, {"webhook": "https://Shop.example/A", "on": "end"}),
         (
             {"webhook": "https://[2606:4700::1]/"},
             {"webhook": "https://[2606:4700::1]/", "on": "end"},
@@ -56,6 +57,9 @@ def test_what_is_kept(given, kept):
         ({"task": "seedance.generate", "queue": "shop"}, "notify.task", "of your own"),
         ({"task": "shop.done", "queue": "seedance.stages"}, "notify.queue", "of your own"),
         ({"task": "shop.done", "queue": "celery"}, "notify.queue", "of your own"),
+        # What kombu keeps in Redis beside the queues.
+        ({"task": "shop.done", "queue": "unacked_mutex"}, "notify.queue", "of your own"),
+        ({"task": "shop.done", "queue": "_kombu.binding.shop"}, "notify.queue", "of your own"),
         ({"webhook": HOOK, "queue": "shop"}, "notify.queue", "beside a task"),
     ],
 )
