@@ -190,11 +190,15 @@ class Dispatcher:
             raise
 
     def _side(self) -> None:
-        """Hand out side work, once in a tick: few of it at a time, and never instead of a stage."""
+        """Hand out side work, once in a tick: few of it at a time, and never instead of a stage.
+
+        The kinds take turns at being first: a backlog of one must not keep the others waiting.
+        """
         if not self._side_work or time.monotonic() - self._side_looked < self._rt.settings.tick:
             return
         self._side_looked = time.monotonic()
         room = max(1, self._slots // 2) - self._broker.side_depth()
+        self._side_work.append(self._side_work.pop(0))
         for kind in self._side_work:
             if room <= 0:
                 return

@@ -2,7 +2,6 @@
 
 import atexit
 import os
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from worker.limiter import Limiter
 from worker.metrics.reporter import Reporter
 from worker.metrics.tally import Tally
 from worker.settings import Settings, load_settings
+from worker.side_slots import SideSlots
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Runtime:
     """Where results are stored, if anywhere."""
     usual: UsualTimes
     """How long tasks usually take, as this process knows it."""
-    side_slots: threading.Semaphore
+    side_slots: SideSlots
     """How many threads may be at work beside the generations (`worker.side_work`)."""
     tally: Tally
     """What this process counts for `/metrics`."""
@@ -77,7 +77,7 @@ def build(settings: Settings, *, pool_size: int | None = None) -> Runtime:
             read_timeout=settings.http_timeout,
         ),
         UsualTimes(),
-        threading.BoundedSemaphore(max(1, settings.concurrency // 2)),
+        SideSlots(max(1, settings.concurrency // 2)),
         tally,
     )
 

@@ -3,7 +3,7 @@
 It may be slow or fail for long, and must not slow a generation down. So each kind has rows of its
 own, with `due_at` and `lease` as generations have; its messages have a queue of their own, to
 which workers can be dedicated (`seedance worker -Q seedance.side`); and it takes at most half of
-a process's threads.
+a process's threads, of which one kind leaves the last to the others.
 """
 
 from collections.abc import Callable
@@ -44,11 +44,11 @@ class SideWork:
 
 def run(rt: Runtime, kind: SideWork, claim: SideClaim) -> None:
     """Do the work in this process's share of threads, or put it off where the share is taken."""
-    if not rt.side_slots.acquire(blocking=False):
+    if not rt.side_slots.take(kind.task):
         with rt.engine.begin() as conn:
             kind.put_off(conn, claim, NO_ROOM)
         return
     try:
         kind.run(rt, claim)
     finally:
-        rt.side_slots.release()
+        rt.side_slots.give_back(kind.task)

@@ -18,6 +18,7 @@ from tests.integration.invariants import laboratory
 from tests.waiting import wait_for as until
 from worker import side_work
 from worker.dispatcher import Broker, Dispatcher
+from worker.side_slots import SideSlots
 from worker.side_work import SideClaim, SideWork
 from worker.stages import common, observe, poll, resolve, submit, upload
 from worker.upkeep import balance
@@ -474,16 +475,16 @@ def test_a_heartbeat_shows_that_it_lives(lab, tmp_path, monkeypatch):
 # --- side work ----------------------------------------------------------------------------------
 
 
-def errands(lab, count, run=lambda rt, claim: None):
+def errands(lab, count, run=lambda rt, claim: None, table="errands"):
     """A kind of side work with a table of its own, and so many rows due."""
-    lab.sql("CREATE TABLE errands (id int PRIMARY KEY, due_at timestamptz, lease int)")
-    lab.sql("INSERT INTO errands SELECT n, now(), 0 FROM generate_series(1, :n) n", n=count)
+    lab.sql(f"CREATE TABLE {table} (id int PRIMARY KEY, due_at timestamptz, lease int)")
+    lab.sql(f"INSERT INTO {table} SELECT n, now(), 0 FROM generate_series(1, :n) n", n=count)
 
     def claim(conn, limit, lease_seconds):
         rows = conn.execute(
             text(
-                "UPDATE errands SET lease = lease + 1, due_at = now() + make_interval(secs => :s)"
-                " WHERE id IN (SELECT id FROM errands WHERE due_at <= now() ORDER BY id"
+                f"UPDATE {table} SET lease = lease + 1, due_at = now() + make_interval(secs => :s)"
+                f" WHERE id IN (SELECT id FROM {table} WHERE due_at <= now() ORDER BY id"
                 " LIMIT :n FOR UPDATE SKIP LOCKED) RETURNING id, lease"
             ),
             {"s": lease_seconds, "n": limit},
@@ -493,7 +494,7 @@ def errands(lab, count, run=lambda rt, claim: None):
     def put_off(conn, claim, seconds):
         conn.execute(
             text(
-                "UPDATE errands SET due_at = now() + make_interval(secs => :s)"
+                f"UPDATE {table} SET due_at = now() + make_interval(secs => :s)"
                 " WHERE id = :id AND lease = :lease"
             ),
             {"s": seconds, "id": int(claim.id), "lease": claim.lease},
@@ -519,6 +520,31 @@ def test_no_side_work_goes_out_while_some_waits_to_be_taken(lab):
     assert messages.side == []
 
 
+def test_a_backlog_of_one_kind_of_side_work_keeps_no_other_waiting(lab):
+    lab.rt = lab.make_runtime(tick=0.001)
+    messages = Messages(lab)
+    done = []
+    kinds = [
+        errands(lab, 100, lambda rt, claim: done.append("many")),
+        errands(lab, 1, lambda rt, claim: done.append("one"), table="others"),
+    ]
+    one = dispatcher(lab, messages, slots=2, side_work=kinds)
+    until(lambda: one.tick() or len(done) >= 2)
+    assert "one" in done[:2]
+
+
+def test_one_kind_of_side_work_leaves_the_last_thread_to_the_others():
+    slots = SideSlots(3)
+    assert [slots.take("slow") for _ in range(3)] == [True, True, False]
+    assert [slots.take("quick") for _ in range(2)] == [True, False]
+    slots.give_back("slow")
+    assert slots.take("slow")
+    only = SideSlots(1)
+    assert [only.take("slow"), only.take("quick")] == [True, False]
+    only.give_back("slow")
+    assert only.take("quick")
+
+
 def test_side_work_that_can_not_be_published_is_due_again_soon(lab):
     class Broken(Messages):
         def publish_side(self, kind, claim):
@@ -533,7 +559,7 @@ def test_side_work_that_can_not_be_published_is_due_again_soon(lab):
 
 
 def test_side_work_beyond_the_share_of_a_process_is_put_off(lab):
-    lab.rt = replace(lab.rt, side_slots=threading.BoundedSemaphore(1))
+    lab.rt = replace(lab.rt, side_slots=SideSlots(1))
     inner = []
 
     def run(rt, claim):
