@@ -30,12 +30,11 @@ class ArtifactView:
     available_until: datetime
 
 
-def of(conn: Connection, generation_id: uuid.UUID) -> list[ArtifactView]:
-    """The artifacts of a generation, the video first."""
+def of(conn: Connection, generation_id: uuid.UUID, *, hold: bool = False) -> list[ArtifactView]:
+    """The artifacts of a generation, the video first. `hold`: none changes in this transaction."""
     columns = [a[name] for name in ArtifactView.__dataclass_fields__]
-    rows = conn.execute(
-        select(*columns).where(a.generation_id == generation_id).order_by(a.kind.desc())
-    )
+    asked = select(*columns).where(a.generation_id == generation_id).order_by(a.kind.desc())
+    rows = conn.execute(asked.with_for_update(read=True) if hold else asked)
     return [ArtifactView(**{**row._asdict(), "kind": Kind(row.kind)}) for row in rows]
 
 

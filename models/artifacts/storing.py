@@ -12,6 +12,7 @@ from models import storable
 from models.artifacts.table import Artifact, Kind
 from models.base import table_of
 from models.lifecycle import Note, Observation, Status
+from models.notices import delivery
 from models.tables import Generation, GenerationEvent
 from models.transitions import in_seconds
 
@@ -162,6 +163,7 @@ def stored(conn: Connection, key: Key, lease: int, what: Stored) -> bool:
     if done.rowcount:
         detail = {"kind": str(key.kind), **vars(what)}
         _tell(conn, key, Note.ARCHIVED, detail)
+        delivery.results_settled(conn, key.generation_id)
     return done.rowcount == 1
 
 
@@ -197,6 +199,7 @@ def failed(conn: Connection, key: Key, lease: int, error: str, *, seconds: float
     ).one()
     if row.lost_at is not None:
         _tell(conn, key, Note.LOST, {"kind": str(key.kind), "why": said})
+        delivery.results_settled(conn, key.generation_id)
         return Failed.LOST
     if row.attention_at is not None and locked.attention_at is None:
         why = f"its {key.kind} can't be stored: {said}"

@@ -156,6 +156,21 @@ def put_off(conn: Connection, claim: Claim, seconds: float, why: str | None = No
     )
 
 
+WAITS_FOR_ARCHIVE = "waits for the archive"
+"""Why a notice is put off until the results of its generation are stored."""
+
+
+def results_settled(conn: Connection, generation_id: uuid.UUID) -> None:
+    """A result was stored or lost: the notice that waits for it, if any does, is due."""
+    conn.execute(
+        text(
+            "UPDATE notices SET due_at = now() WHERE generation_id = :id AND status = 'pending'"
+            " AND NOT claimed AND due_at > now() AND error = :why"
+        ),
+        {"id": generation_id, "why": WAITS_FOR_ARCHIVE},
+    )
+
+
 _LOAD = text(
     """
     SELECT n.id, n.lease, n.generation_id, n.target, n.sequence, n.type, n.receiver, n.data,

@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -18,6 +19,7 @@ from sqlalchemy import text
 from standardwebhooks import Webhook
 
 from models import transitions
+from models.artifacts import storing
 from models.lifecycle import Event, Status
 from models.notices import State, delivery, reading
 from models.notices.reading import NoticeView
@@ -178,6 +180,71 @@ def test_a_completed_one_waits_for_the_archive_and_tells_what_it_stored(desk, re
             "content_type": "video/mp4",
         }
     ], "the last frame takes too long: it isn't waited for for ever"
+
+
+def waiting_for_its_video(desk, receiver) -> uuid.UUID:
+    """A completed generation whose notice was looked at before its video was stored."""
+    with desk.rt.engine.begin() as conn:
+        generation_id = rows.make(
+            conn, Status.RUNNING, notify={"on": "end", "webhook": receiver.url()}
+        )
+        transitions.apply_observation(conn, rows.seen(f"task-{generation_id.hex}", "completed"))
+        conn.execute(
+            text(
+                "INSERT INTO artifacts (generation_id, kind, due_at, available_until)"
+                " VALUES (:id, 'video', now(), now() + interval '7 days')"
+            ),
+            {"id": generation_id},
+        )
+    return generation_id
+
+
+FILE = storing.Stored("file:///videos/a.mp4", 7, "a" * 64, "video/mp4")
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_it_goes_as_soon_as_the_video_is_stored_or_lost(desk, receiver, lost):
+    generation_id = waiting_for_its_video(desk, receiver)
+    assert desk.work() == 1
+    assert desk.pause(generation_id) > 30, "it isn't looked at again and again"
+    with desk.rt.engine.begin() as conn:
+        [(key, lease)] = storing.claim(conn, 1, 60)
+        if lost:
+            conn.execute(text("UPDATE artifacts SET available_until = now()"))
+            storing.failed(conn, key, lease, "gone", seconds=5)
+        else:
+            storing.stored(conn, key, lease, FILE)
+    assert desk.work() == 1
+    [heard] = receiver.heard
+    assert [one["uri"] for one in heard.data["artifacts"]] == ([] if lost else [FILE.uri])
+
+
+def test_one_that_was_refused_keeps_its_pause_when_its_video_is_stored(desk, receiver):
+    generation_id = waiting_for_its_video(desk, receiver)
+    receiver.status = 404
+    desk.sql("UPDATE notices SET since = now() - interval '16 min'")
+    desk.work()
+    with desk.rt.engine.begin() as conn:
+        [(key, lease)] = storing.claim(conn, 1, 60)
+        storing.stored(conn, key, lease, FILE)
+    assert desk.pause(generation_id) > 1
+
+
+def test_one_that_is_looked_at_while_its_video_is_stored_is_not_forgotten(desk, receiver):
+    waiting_for_its_video(desk, receiver)
+    with desk.rt.engine.begin() as conn:
+        [(key, lease)] = storing.claim(conn, 1, 60)
+    with desk.rt.engine.connect() as archive, ThreadPoolExecutor(1) as pool:
+        storing.stored(archive, key, lease, FILE)
+        looking = pool.submit(desk.work)
+        blocked = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+        with desk.rt.engine.connect() as conn:
+            auto = conn.execution_options(isolation_level="AUTOCOMMIT")
+            wait_for(lambda: looking.done() or auto.execute(text(blocked)).scalar_one())
+        archive.commit()
+        looking.result(60)
+    [heard] = receiver.heard
+    assert heard.data["artifacts"][0]["uri"] == FILE.uri
 
 
 def test_a_retry_names_the_generation_that_its_producer_knows(desk, receiver):

@@ -21,7 +21,7 @@ from models.artifacts.reading import ArtifactView
 from models.lifecycle import Status
 from models.metrics.definitions import NOTICES
 from models.notices import Target, delivery
-from models.notices.delivery import FORGIVEN, LEFT_ALONE, Claim, Outgoing
+from models.notices.delivery import FORGIVEN, LEFT_ALONE, WAITS_FOR_ARCHIVE, Claim, Outgoing
 from models.schedule import backoff
 from worker import tracing
 from worker.crash_points import reached
@@ -45,6 +45,8 @@ UNSIGNED = 60.0
 """Seconds until it is looked again whether there is a secret to sign with."""
 ARCHIVE_PATIENCE = 900.0
 """Seconds that the notice of a completed generation waits for its results to be stored."""
+LOOK_AGAIN = 60.0
+"""Seconds until it is looked again whether they are, though who stores them makes it due."""
 IN_A_ROW = 5.0
 """Seconds for which one message goes on with the next notice of its receiver."""
 
@@ -80,7 +82,9 @@ def run(rt: Runtime, claim: SideClaim, send_task: SendTask | None = None) -> Non
 def _artifacts(conn: Connection, notice: Outgoing) -> list[ArtifactView]:
     if notice.data["status"] != Status.COMPLETED:
         return []
-    return reading.of(conn, notice.generation_id)
+    # Held, so that none is stored between this look and putting the notice off: who stores it
+    # makes due what waits for it.
+    return reading.of(conn, notice.generation_id, hold=True)
 
 
 def _obstacle(
@@ -91,7 +95,7 @@ def _obstacle(
         return "SEEDANCE_WEBHOOK_SECRETS is not set", UNSIGNED
     storing = any(one.due_at is not None for one in artifacts)
     if storing and notice.age < ARCHIVE_PATIENCE:
-        return "waits for the archive", min(5.0, 0.5 + notice.age / 4)
+        return WAITS_FOR_ARCHIVE, min(LOOK_AGAIN, ARCHIVE_PATIENCE - notice.age)
     return None
 
 

@@ -5,6 +5,7 @@ from tests.protections.protection import Edit, Protection
 OUTBOX = "tests/integration/test_outbox.py"
 DELIVER = "tests/integration/test_deliver_stage.py"
 CLI = "tests/integration/test_notices_cli.py"
+DISPATCH = "tests/integration/test_dispatcher.py"
 
 MODEL = "models/notices/delivery.py"
 STAGE = "worker/stages/deliver.py"
@@ -157,6 +158,37 @@ PROTECTIONS = (
             ),
         ),
         (f"{DELIVER}::test_one_that_trickles_has_a_bound",),
+    ),
+    Protection(
+        "notice-goes-when-its-video-is-stored",
+        "a notice that waits for the archive is due as soon as the archive has it",
+        (
+            Edit(
+                "models/artifacts/storing.py",
+                "        _tell(conn, key, Note.ARCHIVED, detail)\n"
+                "        delivery.results_settled(conn, key.generation_id)\n",
+                "        _tell(conn, key, Note.ARCHIVED, detail)\n",
+            ),
+        ),
+        (f"{DELIVER}::test_it_goes_as_soon_as_the_video_is_stored_or_lost[False]",),
+    ),
+    Protection(
+        "notice-not-forgotten-by-the-archive",
+        "a result stored while its notice is looked at is not missed",
+        (Edit(STAGE, "notice.generation_id, hold=True)", "notice.generation_id)"),),
+        (f"{DELIVER}::test_one_that_is_looked_at_while_its_video_is_stored_is_not_forgotten",),
+    ),
+    Protection(
+        "side-work-takes-turns",
+        "a backlog of downloads keeps no notices waiting",
+        (
+            Edit(
+                "worker/dispatcher.py",
+                "        self._side_work.append(self._side_work.pop(0))\n",
+                "",
+            ),
+        ),
+        (f"{DISPATCH}::test_a_backlog_of_one_kind_of_side_work_keeps_no_other_waiting",),
     ),
     Protection(
         "unpruned-until-told",
