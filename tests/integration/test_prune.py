@@ -212,6 +212,25 @@ def test_the_list_shows_tasks_of_what_was_pruned_and_they_are_not_taken_for_fore
     assert (count(rt, "stray_tasks") == 1) is foreign
 
 
+def test_a_generation_stays_while_its_video_can_still_be_stored(make_runtime):
+    rt = make_runtime(retain_generations=DAY)
+    with rt.engine.begin() as conn:
+        waits, over = (ended(conn, Status.COMPLETED, 3) for _ in range(2))
+        for generation_id, days in ((waits, 4), (over, -1)):
+            conn.execute(
+                text(
+                    "INSERT INTO artifacts (generation_id, kind, due_at, available_until)"
+                    " VALUES (:id, 'video', now(), now() + make_interval(days => :days))"
+                ),
+                {"id": generation_id, "days": days},
+            )
+    prune.run(rt)
+    with rt.engine.connect() as conn:
+        assert conn.execute(text("SELECT id FROM generations")).scalars().all() == [waits]
+        kept = conn.execute(text("SELECT generation_id FROM artifacts")).scalars().all()
+    assert kept == [waits]
+
+
 def test_what_was_stored_stays_told_and_what_was_not_goes_with_its_generation(rt):
     with rt.engine.begin() as conn:
         kept = ended(conn, Status.COMPLETED, YOUNG)

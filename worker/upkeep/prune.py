@@ -124,6 +124,10 @@ def _generations(conn: Connection, seconds: float) -> int:
             g.finished_at < _ago(seconds),
             # Its producer is still to be told.
             ~exists().where(n.generation_id == g.id, n.status == State.PENDING),
+            # Its results can still be stored, for which its remote task must be known.
+            ~exists().where(
+                a.generation_id == g.id, a.due_at.is_not(None), a.available_until > func.now()
+            ),
         )
         .order_by(g.created_at)
         .limit(BATCH)
