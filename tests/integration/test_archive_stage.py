@@ -8,6 +8,7 @@ import stat
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from models.choosing import Choice
 from models.lifecycle import Status
 from tests.conftest import MakeRuntime
 from tests.integration.conftest import Steps, text_request
+from tests.waiting import wait_for
+from worker.archive import Store
 from worker.runtime import Runtime
 from worker.side_work import SideClaim
 from worker.stages import archive
@@ -216,6 +219,58 @@ def test_a_lost_claim_is_claimed_again_and_its_late_holder_changes_nothing(lab):
     assert kept.uri
 
 
+class Slow:
+    """An archive in which keeping a file takes until something has happened."""
+
+    def __init__(self, store: Store, until: Callable[[Callable[[], None]], None]) -> None:
+        self.store, self.until = store, until
+
+    @contextmanager
+    def part(self, owner: str, lease: int) -> Iterator[Any]:
+        with self.store.part(owner, lease) as part:
+            keep = part.keep
+
+            def slowly(name: str, *, size: int, alive: Callable[[], None]) -> str:
+                self.until(alive)
+                return keep(name, size=size, alive=alive)
+
+            part.keep = slowly
+            yield part
+
+
+def slow(make_runtime, folder, sim, until) -> Archiving:
+    rt = make_runtime(archive_url=folder.as_uri(), lease=4, http_timeout=2, http_connect_timeout=1)
+    return Archiving(replace(rt, archive=Slow(rt.archive, until)), folder, sim)
+
+
+def test_the_lease_is_renewed_while_a_file_is_kept(make_runtime, folder, sim):
+    def renewed(alive) -> None:
+        [before] = leases()
+        wait_for(lambda: alive() or leases() > [before])
+
+    def leases() -> list[Any]:
+        return [one.due_at for one in lab.artifacts(generation_id).values()]
+
+    lab = slow(make_runtime, folder, sim, renewed)
+    generation_id = lab.completed()
+    lab.store()
+    assert lab.video(generation_id).uri
+
+
+def test_who_lost_its_lease_while_a_file_was_kept_ends_at_once(make_runtime, folder, sim):
+    def lose(alive) -> None:
+        lab.due_now()
+        lab.claim()
+        wait_for(alive)  # raises when it asks
+
+    lab = slow(make_runtime, folder, sim, lose)
+    generation_id = lab.completed()
+    lab.store()
+    video = lab.video(generation_id)
+    assert (video.uri, video.error) == (None, None)
+    assert lab.files() == []
+
+
 def test_what_a_dead_worker_left_behind_goes_with_the_next_try(lab):
     lab.completed()
     [(key, lease)] = lab.claim()
@@ -246,7 +301,7 @@ def test_an_expired_address_is_renewed_by_a_get_of_the_task(lab, sim):
     assert len(sim.submits()) == submitted, "nothing is generated again"
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 410])
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
 def test_a_refused_address_is_renewed_at_once(lab, sim, status):
     generation_id = lab.completed()
     got = sim.received("get")

@@ -148,6 +148,28 @@ def test_an_upload_that_breaks_off_makes_no_object(bucket, size):
     assert bucket.uploads() == [], "nor parts that nobody sees and somebody pays for"
 
 
+class NotOursError(Exception):
+    """Somebody else has the lease."""
+
+
+def test_a_long_upload_shows_that_it_lives_and_ends_with_its_lease(bucket):
+    store = opened(f"s3://{bucket.name}")
+    calls = []
+
+    def alive():
+        calls.append(len(calls))
+        if len(calls) == 2:
+            raise NotOursError
+
+    with store.part(OWNER, 1) as part:
+        part.write(LARGE)
+        with pytest.raises(NotOursError):
+            part.keep(name_of(LARGE), size=len(LARGE), alive=alive)
+    assert calls == [0, 1], "once for each block"
+    assert bucket.objects() == {}
+    assert bucket.uploads() == []
+
+
 def test_unfinished_uploads_of_the_dead_are_swept_and_others_left(bucket):
     store = opened(f"s3://{bucket.name}/made")
     for key in ("made/ab/abc.mp4", "elsewhere/x"):
@@ -301,6 +323,31 @@ def test_who_has_lost_its_lease_can_not_keep(tmp_path):
         with pytest.raises(StorageError, match="ENOENT"):
             late.keep("ab/other.mp4", size=len(SMALL))
     assert files(tmp_path) == [final]
+
+
+def test_who_comes_late_takes_nothing_from_whoever_has_the_lease_now(tmp_path):
+    store = opened(tmp_path.as_uri())
+    with store.part(OWNER, 10) as part:
+        part.write(SMALL)
+        with store.part(OWNER, 9) as late:
+            late.write(SMALL[:3])
+        part.keep(name_of(SMALL), size=len(SMALL))
+    assert files(tmp_path) == [tmp_path / name_of(SMALL)]
+
+
+def test_a_new_folder_is_on_the_disk_before_its_file_is_told(tmp_path, monkeypatch):
+    """What a power cut would forget: each folder in which a name is new has to be synced."""
+    synced = []
+    real = os.fsync
+
+    def fsync(descriptor):
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    keep(opened(tmp_path.as_uri()), SMALL)
+    folder = (tmp_path / name_of(SMALL)).parent
+    assert synced[1:] == [folder, tmp_path]
 
 
 def test_leavings_are_swept_by_their_age(tmp_path):

@@ -18,8 +18,8 @@ _HEAD = 4096
 _LONGEST = 1800.0
 """Seconds that one download may take, however steadily it drips."""
 
-_RENEW = (401, 403, 404, 410)
-"""What storage says of an address that has expired."""
+_RENEW = (400, 401, 403, 404, 410)
+"""What storages say of an address that has expired."""
 
 
 class DownloadError(Exception):

@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,7 +28,8 @@ class Folder:
             self._make()
             # Whoever writes these has lost its lease, or its life.
             for left in self._incoming.glob(f"{owner}.*{_SUFFIX}"):
-                left.unlink(missing_ok=True)
+                if _lease_of(left) <= lease:
+                    left.unlink(missing_ok=True)
             path = self._incoming / f"{owner}.{lease}{_SUFFIX}"
             file = path.open("xb+")
         try:
@@ -81,8 +82,8 @@ class FolderPart:
             self.file.write(data)
             self.file.flush()  # a full disk is told here, and not by whoever reads it back
 
-    def keep(self, name: str, *, size: int) -> str:
-        """See `Part.keep`."""
+    def keep(self, name: str, *, size: int, alive: Callable[[], None] | None = None) -> str:  # noqa: ARG002
+        """See `Part.keep`. Renaming takes no time."""
         final = self._root / name
         with faults_named():
             if not _there(final, size):
@@ -94,7 +95,13 @@ class FolderPart:
                 # Gone by now if somebody with a newer lease is at it: then this raises.
                 self._path.replace(final)
                 _sync(final.parent)
+                _sync(self._root)  # the folder's own name may be new as well
         return final.as_uri()
+
+
+def _lease_of(path: Path) -> int:
+    lease = path.name.removesuffix(_SUFFIX).rpartition(".")[2]
+    return int(lease) if lease.isdecimal() else 0
 
 
 def _there(path: Path, size: int) -> bool:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO
 
@@ -89,14 +89,15 @@ class ObjectPart:
             self.file.write(data)
             self.file.flush()
 
-    def keep(self, name: str, *, size: int) -> str:
+    def keep(self, name: str, *, size: int, alive: Callable[[], None] | None = None) -> str:
         """See `Part.keep`."""
         path = f"{self._address.path}/{name}"
         with faults_named():
             fs = self._fs()
-            if _size_if_shown(fs, path) != size:
-                self.file.seek(0)
-                _upload(fs, path, self.file)
+            there = _size_if_shown(fs, path)
+        if there != size:
+            _upload(fs, path, self.file, alive)
+            with faults_named():
                 if (there := _size(fs, path)) != size:
                     raise StorageError(f"{there} bytes are there of the {size} that were written")
         return f"{self._address.protocol}://{path}"
@@ -113,15 +114,26 @@ def _size_if_shown(fs: Any, path: str) -> int | None:
     return None
 
 
-def _upload(fs: Any, path: str, file: BinaryIO) -> None:
-    remote = fs.open(path, "wb", block_size=_BLOCK)
+def _upload(fs: Any, path: str, file: BinaryIO, alive: Callable[[], None] | None) -> None:
+    with faults_named():
+        file.seek(0)
+        remote = fs.open(path, "wb", block_size=_BLOCK)
     try:
-        while chunk := file.read(_BLOCK):
-            remote.write(chunk)
-        remote.close()
+        while _moved_on(remote, file):
+            if alive is not None:
+                alive()
+        with faults_named():
+            remote.close()
     except BaseException:
         # Closing it, which collecting it does as well, would make an object of what got there.
         remote.closed = True
         with contextlib.suppress(Exception):
             remote.discard()
         raise
+
+
+def _moved_on(remote: Any, file: BinaryIO) -> bool:
+    with faults_named():
+        chunk = file.read(_BLOCK)
+        remote.write(chunk)
+    return bool(chunk)

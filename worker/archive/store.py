@@ -2,7 +2,7 @@
 
 import contextlib
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import BinaryIO, Protocol
 
@@ -35,9 +35,10 @@ class Part(Protocol):
     def write(self, data: bytes) -> None:
         """Append. Raises StorageError."""
 
-    def keep(self, name: str, *, size: int) -> str:
+    def keep(self, name: str, *, size: int, alive: Callable[[], None] | None = None) -> str:
         """Show it under its final name, whole, and return its URI. The same name means the same
-        bytes: what is there already with this size is kept instead. Raises StorageError.
+        bytes: what is there already with this size is kept instead. `alive` is called now and
+        then where it takes long. Raises StorageError, and what `alive` raises.
         """
 
 

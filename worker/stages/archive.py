@@ -144,7 +144,7 @@ def _fetch(rt: Runtime, store: Store, work: Work, url: str) -> Stored:
         reached("archive.after_download")
         # By its content: the same bytes are stored once, and a repetition finds its own.
         name = f"{fetched.sha256[:2]}/{fetched.sha256}{media.extension(type_)}"
-        uri = part.keep(name, size=fetched.size)
+        uri = part.keep(name, size=fetched.size, alive=keep)
     return Stored(uri, fetched.size, fetched.sha256, type_)
 
 

@@ -4,6 +4,7 @@ from tests.protections.protection import Edit, Protection
 from tests.protections.removals.crashes import DEATH
 
 STAGE = "tests/integration/test_archive_stage.py"
+PRUNE = "tests/integration/test_prune.py"
 STORES = "tests/integration/test_archive_stores.py"
 FETCHING = "tests/integration/test_archive_fetching.py"
 
@@ -40,9 +41,30 @@ PROTECTIONS = (
         ),
     ),
     Protection(
+        "archive-lease-renewed-by-uploads",
+        "a long upload keeps its claim, and ends where it has lost it",
+        (Edit(WORK, "size=fetched.size, alive=keep)", "size=fetched.size, alive=lambda: None)"),),
+        (
+            f"{STAGE}::test_the_lease_is_renewed_while_a_file_is_kept",
+            f"{STAGE}::test_who_lost_its_lease_while_a_file_was_kept_ends_at_once",
+        ),
+    ),
+    Protection(
+        "unpruned-until-stored",
+        "a generation is not pruned while its results can still be stored",
+        (
+            Edit(
+                "worker/upkeep/prune.py",
+                "a.due_at.is_not(None), a.available_until > func.now()",
+                "a.due_at.is_not(None), a.available_until > func.now() + timedelta(days=99)",
+            ),
+        ),
+        (f"{PRUNE}::test_a_generation_stays_while_its_video_can_still_be_stored",),
+    ),
+    Protection(
         "archive-renews-the-address",
         "an expired address is renewed by a GET of the task",
-        (Edit(FETCH, "_RENEW = (401, 403, 404, 410)\n", "_RENEW = ()\n"),),
+        (Edit(FETCH, "_RENEW = (400, 401, 403, 404, 410)\n", "_RENEW = ()\n"),),
         (
             f"{STAGE}::test_an_expired_address_is_renewed_by_a_get_of_the_task",
             f"{STAGE}::test_a_refused_address_is_renewed_at_once[403]",
