@@ -229,7 +229,10 @@ def _settle(conn: Connection, notice: Outgoing, status: str, why: str | None) ->
 
 
 def failed(conn: Connection, notice: Outgoing, *, seconds: float, why: str) -> bool:
-    """It was not taken: it is due again in so many seconds."""
+    """It was not taken: it is due again in so many seconds, and what has to wait for it with it.
+
+    Otherwise each claim would look over all that waits for a predecessor.
+    """
     done = conn.execute(
         text(
             "UPDATE notices SET claimed = false, tries = tries + 1, tried_at = now(),"
@@ -238,7 +241,27 @@ def failed(conn: Connection, notice: Outgoing, *, seconds: float, why: str) -> b
         ),
         {"id": notice.id, "lease": notice.lease, "seconds": seconds, "why": why},
     )
+    if done.rowcount and notice.notify["on"] == "change":
+        _followers_due(conn, notice.id, seconds)
     return done.rowcount == 1
+
+
+def _followers_due(conn: Connection, notice_id: uuid.UUID, seconds: float) -> None:
+    """What may go only after this notice is due in so many seconds."""
+    conn.execute(
+        text(
+            "UPDATE notices n SET due_at = now() + make_interval(secs => :seconds)"
+            " FROM notices first WHERE first.id = :id AND n.generation_id = first.generation_id"
+            " AND n.target = first.target AND n.sequence > first.sequence"
+            " AND n.status = 'pending' AND NOT n.claimed"
+        ),
+        {"id": notice_id, "seconds": seconds},
+    )
+
+
+def goes_first(conn: Connection, notice_id: uuid.UUID) -> None:
+    """It was made due now, and so is what waits for it."""
+    _followers_due(conn, notice_id, 0)
 
 
 def leave_alone(conn: Connection, receiver: str, seconds: float, why: str) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Connection, func, select, update
 
 from models.base import table_of
 from models.lifecycle import Note
+from models.notices import delivery
 from models.notices.table import Notice, NoticeReceiver, State, Target
 from models.operating import actions
 from models.operating.actions import Action, By
@@ -159,6 +160,7 @@ def resend(conn: Connection, ids: Sequence[uuid.UUID], *, by: By) -> list[uuid.U
         .returning(n.id, n.generation_id, n.sequence, n.target)
     ).all()
     for row in done:
+        delivery.goes_first(conn, row.id)
         detail = {"notice": str(row.id), "sequence": row.sequence, "to": row.target}
         actions.record_of(conn, Action.NOTICE_RESEND, by, [row.generation_id], detail=detail)
         detail["by"] = by.told

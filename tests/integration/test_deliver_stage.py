@@ -23,6 +23,7 @@ from models.artifacts import storing
 from models.lifecycle import Event, Status
 from models.notices import State, delivery, reading
 from models.notices.reading import NoticeView
+from models.operating.actions import By
 from models.transitions.core import g, move
 from tests.integration import rows
 from tests.receiver import SECRET, Receiver, closed_port, receiving
@@ -87,6 +88,13 @@ class Desk:
     def sql(self, statement: str, **values) -> None:
         with self.rt.engine.begin() as conn:
             conn.execute(text(statement), values)
+
+    def dues(self) -> list[uuid.UUID]:
+        """The notices that every claim looks over."""
+        with self.rt.engine.connect() as conn:
+            return list(
+                conn.execute(text("SELECT id FROM notices WHERE due_at <= now()")).scalars()
+            )
 
     def pause(self, generation_id: uuid.UUID) -> float:
         """Seconds until its notice is due."""
@@ -347,6 +355,27 @@ def test_changes_come_in_their_order(desk, receiver):
         "accepted",
         "cancelled",
     ]
+    assert [one.data["sequence"] for one in receiver.taken()] == [1, 2, 3]
+
+
+def test_what_follows_a_refused_one_is_due_with_it_and_not_looked_over_till_then(desk, receiver):
+    notify = {"on": "change", "webhook": receiver.url()}
+    with desk.rt.engine.begin() as conn:
+        generation_id = rows.make(conn, Status.ACCEPTED, notify=notify)
+        move(conn, Event.ADMIT, g.id == generation_id, values={})
+        move(conn, Event.PUT_BACK, g.id == generation_id, values={})
+        transitions.cancel(conn, generation_id)
+    receiver.status = 401
+    assert desk.work() == 1
+    with desk.rt.engine.connect() as conn:
+        views = reading.listing(conn, generation_id=generation_id)
+    assert len({view.due_at for view in views}) == 1
+    assert desk.dues() == []
+
+    receiver.status = 200
+    with desk.rt.engine.begin() as conn:
+        reading.resend(conn, [views[-1].id], by=By("jo"))
+    desk.work()
     assert [one.data["sequence"] for one in receiver.taken()] == [1, 2, 3]
 
 
