@@ -9,6 +9,7 @@ from celery import bootsteps
 from kombu.exceptions import OperationalError
 
 from models.schedule import Claim, Stage
+from worker import task_forms
 from worker.celeryconfig import SIDE_QUEUE, STAGE_QUEUE
 from worker.dispatcher import Broker, Dispatcher
 from worker.runtime import build
@@ -64,7 +65,7 @@ def _broker(app: Any) -> Broker:
         args = [pairs] if stage is Stage.RESOLVE else pairs[0]
         # The id says in Flower which generation and stage a message is.
         task_id = f"{claims[0].id}.{stage}.{claims[0].lease}"
-        app.send_task(f"seedance.{stage}", args=args, task_id=task_id)
+        _send(app, f"seedance.{stage}", args, task_id)
 
     def probe() -> None:
         app.send_task("seedance.balance")
@@ -83,7 +84,7 @@ def _broker(app: Any) -> Broker:
 
     def publish_side(kind: SideWork, claim: SideClaim) -> None:
         task_id = f"{claim.id}.{kind.task.removeprefix('seedance.')}.{claim.lease}"
-        app.send_task(kind.task, args=[claim.id, claim.lease], task_id=task_id, queue=SIDE_QUEUE)
+        _send(app, kind.task, [claim.id, claim.lease], task_id, queue=SIDE_QUEUE)
 
     return Broker(
         publish,
@@ -93,3 +94,9 @@ def _broker(app: Any) -> Broker:
         publish_side=publish_side,
         side_depth=lambda: waiting(SIDE_QUEUE),
     )
+
+
+def _send(app: Any, task: str, args: list[Any], task_id: str, **options: Any) -> None:
+    # The short form, as workers show it, also spares Celery's repr.
+    told = task_forms.arguments(task, args)
+    app.send_task(task, args=args, task_id=task_id, argsrepr=told, kwargsrepr="", **options)

@@ -80,7 +80,11 @@ def deliver_notice(notice_id: str, lease: int) -> None:
 
 
 def _send_task(name: str, queue: str, task_id: str, kwargs: "Mapping[str, Any]") -> None:
-    app.send_task(name, kwargs=dict(kwargs), queue=queue, task_id=task_id)
+    # What its own worker's events show of it: the notice holds a signed URL.
+    told = f"notice={task_id}"
+    app.send_task(
+        name, kwargs=dict(kwargs), queue=queue, task_id=task_id, argsrepr="", kwargsrepr=told
+    )
 
 
 _DELIVERING = replace(deliver.KIND, run=partial(deliver.run, send_task=_send_task))
