@@ -36,8 +36,8 @@ ENV PATH=/opt/seedance/bin:$PATH \
 
 RUN useradd --system --uid 10001 --user-group --home-dir /var/lib/seedance --create-home seedance
 COPY --from=build /opt/seedance /opt/seedance
-# A volume here begins with this owner.
-RUN install -d -o seedance -g seedance /archive
+# Volumes here begin with this owner.
+RUN install -d -o seedance -g seedance /archive /flower
 
 # By number, so that an orchestrator can tell that it is not root.
 USER 10001:10001

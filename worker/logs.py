@@ -21,7 +21,7 @@ import structlog
 from structlog.contextvars import bind_contextvars, clear_contextvars, merge_contextvars
 from structlog.stdlib import ExtraAdder, ProcessorFormatter
 
-from worker import redaction
+from worker import redaction, task_forms
 from worker.redaction import Redactor
 
 FORMATS = ("auto", "json", "console")
@@ -188,7 +188,7 @@ def task_begins(task: str, task_id: str, args: Any) -> None:
     bound = {"task": task_id, "stage": stage}
     if stage == "generate":
         bound["generation"] = task_id
-    elif stage in _STAGES and args:
+    elif stage in _STAGES and args and task_forms.is_id(args[0]):
         bound["generation"] = args[0]
     bind_contextvars(**bound)
 

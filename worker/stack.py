@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from models.secret_files import SUFFIX
+from worker import flower as window
 from worker.embedded import EmbeddedError, Servers
 from worker.supervisor import ProcessSpec
 
@@ -84,16 +85,14 @@ def simulator(port: int, *options: str) -> ProcessSpec:
     )
 
 
-def flower(port: int, broker_url: str, credentials: str) -> ProcessSpec:
-    """Flower, reached by `user:password` on the loopback address."""
-    options = [f"--address={_LOOPBACK}", f"--port={port}"]
+def flower(port: int, env: Mapping[str, str]) -> ProcessSpec:
+    """Flower on the loopback address, with the environment that `worker.flower` made."""
     return ProcessSpec(
         "flower",
-        # The broker's address may hold a password: by the environment, out of sight of `ps`.
-        [sys.executable, "-P", "-m", "celery", "flower", *options, "--logging=warning"],
-        env={"FLOWER_BASIC_AUTH": credentials, "CELERY_BROKER_URL": broker_url},
+        window.command(_LOOPBACK, port),
+        env=env,
         ready=answers(f"{local_url(port)}/healthcheck"),
-        grace=5.0,
+        grace=15.0,  # it writes down what it saw
     )
 
 

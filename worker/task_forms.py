@@ -12,7 +12,10 @@ from typing import Any
 GENERATE = "seedance.generate"
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.:@-]{0,63}")
-"""What ids and names look like: one word, not too long."""
+"""What a tenant's or a model's name looks like: one word, not too long."""
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(\.[a-z_]{1,20})?")
+_KIND = re.compile(r"[a-z_]{1,20}")
+
 _OF_REQUEST = ("model", "resolution", "duration")
 _CUT = "…"
 _MOST = 3
@@ -41,9 +44,14 @@ def keywords(task: str, kwargs: Mapping[str, Any]) -> str:
     return " ".join(f"{name}={value}" for name, value in told.items())
 
 
+def is_id(value: Any) -> bool:
+    """Whether it is the id of a row, so that it may be shown."""
+    return isinstance(value, str) and _ID.fullmatch(value) is not None
+
+
 def _several(claims: Any) -> str:
     if not isinstance(claims, Sequence) or isinstance(claims, str):
-        return _plain(claims)
+        return _CUT
     shown = ", ".join(_claim(claim) for claim in claims[:_MOST])
     more = len(claims) - _MOST
     return f"generations {shown}" + (f" and {more} more" if more > 0 else "")
@@ -51,8 +59,10 @@ def _several(claims: Any) -> str:
 
 def _claim(claim: Any) -> str:
     if not isinstance(claim, Sequence) or isinstance(claim, str):
-        return _plain(claim)
-    return " lease ".join(_plain(part) for part in claim[:2])
+        return _CUT
+    of, lease = [*claim, None, None][:2]
+    told = of if is_id(of) else _CUT
+    return f"{told} lease {lease if isinstance(lease, int) else _CUT}"
 
 
 def _kinds(content: Any) -> str:
@@ -60,7 +70,7 @@ def _kinds(content: Any) -> str:
     if not isinstance(content, Sequence) or isinstance(content, str):
         return _CUT
     kinds = [item.get("type") if isinstance(item, Mapping) else None for item in content[:_ITEMS]]
-    return ",".join(_plain(kind) for kind in kinds)
+    return ",".join(k if isinstance(k, str) and _KIND.fullmatch(k) else _CUT for k in kinds)
 
 
 def _plain(value: Any) -> str:

@@ -99,18 +99,3 @@ def test_the_gateway_is_ready_with_what_compose_gives_it(
         wait_for(lambda: answers(f"http://127.0.0.1:{port}/readyz") == 200, "it is ready")
     finally:
         assert gateway.terminate() == 0, gateway.text()
-
-
-def test_flower_asks_for_its_password(broker_url: str, tmp_path: Path):
-    port = free_port()
-    [given] = [option for option in SERVICES["flower"]["command"] if option.startswith("--broker=")]
-    line = command("flower", **{given: f"--broker={broker_url}", "--port=5555": f"--port={port}"})
-    flower = Process(line, {"FLOWER_BASIC_AUTH": "operator:secret"}, tmp_path / "flower")
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(lambda: answers(f"{url}/healthcheck") == 200, "Flower answers")
-        assert answers(f"{url}/workers") == 401
-        assert answers(f"{url}/workers", "operator:wrong") == 401
-        assert answers(f"{url}/workers", "operator:secret") == 200
-    finally:
-        flower.terminate()

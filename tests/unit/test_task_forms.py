@@ -25,9 +25,9 @@ def test_side_work_tells_its_row():
 
 
 def test_of_many_in_doubt_the_first_are_told():
-    claims = [[f"g{n}", n] for n in range(50)]
+    claims = [[ID, n] for n in range(50)]
     assert task_forms.arguments("seedance.resolve", [claims]) == (
-        "generations g0 lease 0, g1 lease 1, g2 lease 2 and 47 more"
+        f"generations {ID} lease 0, {ID} lease 1, {ID} lease 2 and 47 more"
     )
 
 
@@ -47,20 +47,41 @@ def test_a_request_tells_what_it_is_not_what_it_says():
     assert told == "tenant=acme model=seedance-2.0 duration=5 content=text,image_url"
 
 
-JUNK = [None, 3, True, PROMPT, SIGNED, [], {}, [[]], [{}], [None], {"type": PROMPT}, "x" * 100_000]
+JUNK = [
+    None,
+    3,
+    True,
+    PROMPT,
+    SIGNED,
+    KEY,
+    [],
+    {},
+    [[]],
+    [{}],
+    [None],
+    {"type": PROMPT},
+    "x" * 100_000,
+]
 
 
 @pytest.mark.parametrize("junk", JUNK)
 def test_whatever_was_sent_is_short_and_quotes_nothing(junk):
     """A form that raised would set the message aside; one that quoted would show the prompt."""
     for task in ("seedance.submit", "seedance.resolve", "seedance.archive", "seedance.generate"):
-        shown = task_forms.arguments(task, [junk, junk]) + task_forms.arguments(task, [[junk] * 9])
-        shown += task_forms.keywords(task, {"request": junk, "tenant": junk})
-        shown += task_forms.keywords(task, {"request": {"content": junk, "model": junk}})
+        shown = task_forms.arguments(task, [junk, junk])
+        shown += task_forms.arguments(task, [[junk] * 9])
+        shown += task_forms.keywords(task, {"request": junk, "metadata": junk})
+        shown += task_forms.keywords(task, {"request": {"content": junk, "seed": junk}})
         shown += task_forms.keywords(task, {"request": {"content": [junk, {"type": junk}] * 99}})
         assert "cat" not in shown
         assert "Signature" not in shown
+        assert KEY not in shown
         assert len(shown) < 1000
+
+
+@pytest.mark.parametrize("name", [PROMPT, SIGNED, "x" * 65, "", ["acme"], {"acme": 1}])
+def test_what_is_no_name_is_not_shown_as_one(name):
+    assert task_forms.keywords("seedance.generate", {"tenant": name}) == "tenant=…"
 
 
 class Message:

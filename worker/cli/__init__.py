@@ -27,6 +27,7 @@ COMMANDS = {
     "beat": "processes",
     "gateway": "gateway",
     "metrics": "metrics",
+    "flower": "flower",
     "simulator": "processes",
     "generate": "generate",
     "show": "show",

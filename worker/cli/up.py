@@ -4,7 +4,6 @@ import contextlib
 import importlib.util
 import logging
 import os
-import secrets
 import sys
 import tempfile
 import threading
@@ -16,6 +15,7 @@ from celery import Celery
 
 from models.database import make_engine
 from worker import embedded, logs, migrate, stack, stack_file
+from worker import flower as window
 from worker.cli.context import DATABASE, data_dir
 from worker.cli.errors import BadInput, Failed
 from worker.settings import load_settings
@@ -30,7 +30,6 @@ _BASE_URL = "SEEDANCE_API_BASE_URL"
 _PUBLIC_URL = "SEEDANCE_PUBLIC_URL"
 _GATEWAY_PORT = "SEEDANCE_GATEWAY_PORT"
 _SIMULATOR_KEY = "sim-key"
-_FLOWER_USER = "operator"
 _PROVIDER_FILE = "provider"
 # The simulator's tasks take seconds: worth looking more often.
 _SIMULATED_PACE = {"SEEDANCE_POLL_MIN": "1", "SEEDANCE_POLL_MAX": "5"}
@@ -134,6 +133,7 @@ def _run(plan: _Plan) -> int:
     made = _settings_of(plan)
     # Wrong settings are told before anything is started.
     load_settings(over(over({DATABASE: "postgresql://-/-"}, os.environ), made))
+    _check_flower_login(plan)
     outside = {name for name in (DATABASE, _BROKER) if is_given(name)}
     with contextlib.ExitStack() as defer:
         _say("starting " + (" and ".join(_embedded_names(outside)) or "with servers of yours"))
@@ -162,6 +162,14 @@ def _run(plan: _Plan) -> int:
         code = supervisor.run()
     _say("everything is stopped")
     return code
+
+
+def _check_flower_login(plan: _Plan) -> None:
+    try:
+        if plan.flower_port is not None:
+            window.check(os.environ)
+    except window.LoginError as error:
+        raise BadInput(str(error)) from None
 
 
 def _settings_of(plan: _Plan) -> dict[str, str]:
@@ -233,10 +241,11 @@ def _processes(
         port = stack.free_port(plan.flower_port)
     except OSError as error:
         raise Failed(f"--flower-port {plan.flower_port}: {error.strerror}") from None
-    given = os.environ.get("FLOWER_BASIC_AUTH")
-    credentials = given or f"{_FLOWER_USER}:{secrets.token_urlsafe(12)}"
-    specs.append(stack.flower(port, broker_url, credentials))
-    login = "as FLOWER_BASIC_AUTH says" if given else credentials.replace(":", " / ")
+    folder = plan.folder.resolve() / "flower"
+    known = window.login(folder, os.environ)
+    specs.append(stack.flower(port, window.environment(folder, broker_url, known, os.environ)))
+    made_here = known.kept_in is not None
+    login = known.credentials.replace(":", " / ") if made_here else f"as {window.LOGIN} says"
     return specs, {"url": stack.local_url(port), "login": login}
 
 
