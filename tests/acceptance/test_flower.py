@@ -235,8 +235,8 @@ def test_its_pages_in_a_browser(
     assert "FAILURE" not in shown
     told = ("seedance.submit", f"generation {generation_id} lease", "SUCCESS", "Started")
     look(f"/task/{step}", *told)
-    [worker] = json.loads(flower.get("/api/workers"))
-    look(f"/worker/{worker}", "seedance.stages", "seedance.side")
+    worker = flower.tasks()[step]["worker"]
+    look(f"/worker/{worker}", worker)  # asks the worker, and so learns its queues
     look("/broker", "seedance.stages")
     errors = [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
     assert errors == [], "each page loads all of its parts from Flower itself"
