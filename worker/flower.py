@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from worker.variables import secret
+
 LOGIN = "FLOWER_BASIC_AUTH"
 COOKIE_SECRET = "FLOWER_COOKIE_SECRET"  # noqa: S105  (the name of a variable)
 
@@ -52,8 +54,7 @@ class Login:
 
 def login(folder: Path, environ: Mapping[str, str]) -> Login:
     """The given login, or one that is made once and kept in the folder. Raises LoginError."""
-    check(environ)
-    given = environ.get(LOGIN, "").strip()
+    given = check(environ)
     if given:
         return Login(given)
     file = folder / "login"
@@ -87,9 +88,12 @@ def command(address: str, port: int, *options: str) -> list[str]:
     return [sys.executable, "-P", "-m", "celery", "flower", *where, "--logging=warning", *options]
 
 
-def check(environ: Mapping[str, str]) -> None:
-    """Refuse a login that is open to anybody. Raises LoginError."""
-    given = environ.get(LOGIN, "").strip()
+def check(environ: Mapping[str, str]) -> str:
+    """The given login, from FLOWER_BASIC_AUTH or the file of FLOWER_BASIC_AUTH_FILE; or none.
+
+    Raises LoginError for one that is open to anybody, SettingsError for a file that can't be read.
+    """
+    given = (secret(LOGIN, environ) or "").strip()
     for one in given.split(",") if given else ():
         user, _, password = one.partition(":")
         if not user or len(password) < SHORTEST or password in _WELL_KNOWN:
@@ -98,6 +102,7 @@ def check(environ: Mapping[str, str]) -> None:
                 f"{LOGIN} has an entry that is not allowed; allowed: user:password, the password"
                 f" of at least {SHORTEST} characters and from no example (several: with commas)"
             )
+    return given
 
 
 def _kept(file: Path, value: str) -> str:

@@ -17,6 +17,16 @@ def test_a_given_login_is_taken_and_written_nowhere(tmp_path):
     assert not folder.exists()
 
 
+def test_a_login_may_come_from_a_file(tmp_path):
+    file = tmp_path / "secret"
+    file.write_text("ana:correct horse\n")
+    given = {"FLOWER_BASIC_AUTH_FILE": str(file)}
+    assert flower.login(tmp_path / "flower", given).credentials == "ana:correct horse"
+    file.write_text("ana:change-me\n")
+    with pytest.raises(flower.LoginError):
+        flower.login(tmp_path / "flower", given)
+
+
 @pytest.mark.parametrize("environ", [{}, {"FLOWER_BASIC_AUTH": ""}, {"FLOWER_BASIC_AUTH": "  "}])
 def test_without_one_it_is_made_once_and_only_its_owner_reads_it(tmp_path, environ):
     folder = tmp_path / "flower"

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
+from worker import broker_address
 from worker import flower as window
 from worker.cli.context import data_dir, environment
 from worker.cli.errors import BadInput
 from worker.settings import Settings
+from worker.variables import secret
 
 _BROKER = "SEEDANCE_BROKER_URL"
 
@@ -38,7 +40,11 @@ def flower(host: str, port: int, folder: Path | None, options: tuple[str, ...]) 
         raise BadInput("Flower is not installed: pip install 'seedance-worker[monitoring]'")
     environ = environment()
     folder = (folder or data_dir() / "flower").resolve()
-    broker_url = environ.get(_BROKER) or Settings.model_fields["broker_url"].default
+    given = secret(_BROKER, environ) or str(Settings.model_fields["broker_url"].default)
+    try:
+        broker_url = broker_address.normalise(given)
+    except ValueError as error:
+        raise BadInput(f"{_BROKER} {error}") from None
     try:
         known = window.login(folder, environ)
         made = window.environment(folder, broker_url, known, environ)
