@@ -194,7 +194,7 @@ class GenerationEvent(Base):
 
     __table_args__ = (
         Index("ix_generation_events_generation", "generation_id", "id"),
-        Index("ix_generation_events_txid", "txid"),
+        Index("ix_generation_events_txid", "txid", postgresql_where=text("txid IS NOT NULL")),
     )
 
 

@@ -48,13 +48,10 @@ def upgrade() -> None:
         op.alter_column(
             table, "txid", server_default=sa.text("((pg_current_xact_id())::text)::bigint")
         )
-        # Of nothing but nulls, so built in one pass over the table.
-        op.create_index(f"ix_{table}_txid", table, ["txid"])
 
 
 def downgrade() -> None:
     for table in COUNTED:
-        op.drop_index(f"ix_{table}_txid", table_name=table)
         op.drop_column(table, "txid")
     for table in ("pulses", "metric_cursors", "metric_totals"):
         op.drop_table(table)

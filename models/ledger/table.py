@@ -94,7 +94,7 @@ class LedgerEntry(Base):
             postgresql_include=["amount"],
             postgresql_where=text("kind = 'charged'"),
         ),
-        Index("ix_ledger_entries_txid", "txid"),
+        Index("ix_ledger_entries_txid", "txid", postgresql_where=text("txid IS NOT NULL")),
         Index("ix_ledger_entries_at", "at", postgresql_using="brin"),
     )
 

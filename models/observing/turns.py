@@ -165,7 +165,8 @@ def begin(
     """
     row = conn.execute(
         update(_observers)
-        .where(_o.name == TASK_LIST, _o.lease == lease)
+        # A message that comes again after its pass has ended begins nothing.
+        .where(_o.name == TASK_LIST, _o.lease == lease, _o.ended_at.is_(None))
         .values(
             tries=_o.tries + 1,
             began_at=func.clock_timestamp(),

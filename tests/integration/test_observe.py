@@ -354,6 +354,15 @@ def test_a_stale_message_does_nothing(lab):
     assert set(statuses(lab, ids)) == {"running"}
 
 
+def test_a_repeated_message_does_nothing(lab):
+    send(lab, LEAST)
+    all_due(lab)
+    turn = take(lab)
+    for _ in range(2):
+        observe.run(lab.rt, turn.lease)
+    assert lab.sim.received("list") == 1
+
+
 def test_a_lost_message_is_sent_again_and_meanwhile_nobody_is_forgotten(lab):
     ids = send(lab, LEAST)
     all_due(lab)

@@ -71,7 +71,9 @@ def run(rt: Runtime) -> Report:
                 .values(due_at=func.least(Generation.due_at, func.now()))
             )
             schedule.wake(conn)
-            pulses.tell(conn, "reconcile")
+    with rt.engine.begin() as conn:
+        # It ran: a list that drifts under every reading is told by the report, as no stand-still.
+        pulses.tell(conn, "reconcile")
     report = Report(
         reading.complete,
         reading.pages,

@@ -42,12 +42,8 @@ PROTECTIONS = (
         (
             Edit(
                 TURNS,
-                """        .where(_o.name == TASK_LIST, _o.lease == lease)
-        .values(
-            tries=_o.tries + 1,""",
-                """        .where(_o.name == TASK_LIST)
-        .values(
-            tries=_o.tries + 1,""",
+                ".where(_o.name == TASK_LIST, _o.lease == lease, _o.ended_at.is_(None))",
+                ".where(_o.name == TASK_LIST)",
             ),
         ),
         (f"{OBSERVE}::test_a_stale_message_does_nothing",),
