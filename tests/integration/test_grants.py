@@ -14,6 +14,8 @@ from models.base import Base
 from models.database import make_engine
 from models.grants import Purpose, RoleError
 from tests.integration.conftest import text_request
+from worker.checkup.finding import Level
+from worker.checkup.postgres import database
 from worker.cli import cli
 from worker.requests import new_generation
 
@@ -183,6 +185,19 @@ def test_the_command_grants_after_migrating(database_url, role, as_role):
     assert f"role {role} has the rights of a producer" in done.output
     intake.accept(as_role, new_generation(text_request()))
     assert refused(as_role, "DELETE FROM generations")
+
+
+def test_the_doctor_says_what_a_role_lacks(owner, role, make_runtime):
+    give(owner, role, Purpose.WORKER)
+    with owner.begin() as conn:
+        quoted = conn.execute(text("SELECT quote_ident(:n)"), {"n": role}).scalar_one()
+        conn.exec_driver_sql(f"REVOKE ALL ON artifacts, usual_times FROM {quoted}")
+    url = owner.url.set(username=role).render_as_string(hide_password=False)
+    rt = make_runtime(database_url=url)
+    [check] = [one for one in database(rt.settings).checks if one.name == "rights"]
+    assert check.level is Level.WRONG
+    assert check.found.startswith(f"the role {role} lacks DELETE on artifacts")
+    assert check.found.endswith("and 4 more")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import Connection, func, select, text
 from sqlalchemy.exc import DBAPIError
 
-from models import credit, gates, reads
+from models import credit, gates, grants, reads
 from models.artifacts.reading import unstored
 from models.database import make_engine
 from models.ledger.drift import drift
@@ -36,6 +36,8 @@ def database(settings: Settings) -> Findings:
         revision = migrate.revision(engine)
         checks.append(_tables(revision))
         if revision.up_to_date or not revision.known:
+            with engine.connect() as conn:
+                checks += _rights(conn)
             with engine.connect() as conn:
                 checks += _rows(conn, settings)
         return Findings(tuple(checks), (now - middle).total_seconds())
@@ -168,6 +170,16 @@ def _notices(conn: Connection, settings: Settings) -> list[Check]:
         found = "webhooks wait: SEEDANCE_WEBHOOK_SECRETS is not set here"
         checks.append(warn("notices", found, "set it for the workers; nothing is sent unsigned"))
     return checks or [ok("notices", f"{counts[State.PENDING]} pending")]
+
+
+def _rights(conn: Connection) -> Iterator[Check]:
+    """A migration may bring tables that the workers' role was not yet given."""
+    lacks = grants.missing(conn, grants.Purpose.WORKER)
+    if lacks:
+        shown = ", ".join(lacks[:3]) + (f" and {len(lacks) - 3} more" if lacks[3:] else "")
+        role = conn.execute(text("SELECT current_user")).scalar_one()
+        mend = f"as the tables' owner: seedance migrate --grant {role}"
+        yield wrong("rights", f"the role {role} lacks {shown}", mend)
 
 
 _GATES = {
