@@ -194,7 +194,9 @@ def test_the_doctor_says_what_a_role_lacks(owner, role, make_runtime):
         conn.exec_driver_sql(f"REVOKE ALL ON artifacts, usual_times FROM {quoted}")
     url = owner.url.set(username=role).render_as_string(hide_password=False)
     rt = make_runtime(database_url=url)
-    [check] = [one for one in database(rt.settings).checks if one.name == "rights"]
+    checks = {one.name: one for one in database(rt.settings).checks}
+    assert "rights" in checks, checks
+    check = checks["rights"]
     assert check.level is Level.WRONG
     assert check.found.startswith(f"the role {role} lacks DELETE on artifacts")
     assert check.found.endswith("and 4 more")
