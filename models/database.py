@@ -73,6 +73,11 @@ def make_engine(
         connect_args={
             "application_name": application,
             "connect_timeout": 5,
+            # A server that is gone without a word would else hold a thread for a quarter of an hour.
+            "keepalives_idle": 30,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 30_000,
             "options": "-c timezone=UTC -c statement_timeout=30s -c lock_timeout=10s"
             " -c idle_in_transaction_session_timeout=60s",
         },

@@ -3,17 +3,19 @@
 import logging
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from celery import bootsteps
 from kombu.exceptions import OperationalError
 
 from models.schedule import Claim, Stage
-from worker import task_forms
+from worker import heartbeat, task_forms
 from worker.celeryconfig import SIDE_QUEUE, STAGE_QUEUE
 from worker.dispatcher import Broker, Dispatcher
+from worker.heartbeat import Heartbeat
 from worker.runtime import build
-from worker.settings import load_settings
+from worker.settings import Settings, load_settings
 from worker.side_kinds import KINDS
 from worker.side_work import SideClaim, SideWork
 
@@ -29,12 +31,15 @@ class DispatcherStep(bootsteps.StartStopStep):
         super().__init__(worker, **kwargs)
         self._dispatcher: Dispatcher | None = None
         self._thread: threading.Thread | None = None
+        self._heartbeat: Heartbeat | None = None
 
     def start(self, worker: Any) -> None:
         """Begin to dispatch."""
-        rt = build(load_settings(), pool_size=2)
+        rt = build(settings := load_settings(), pool_size=2)
+        self._heartbeat = _heartbeat(settings, worker.concurrency)
+        beat = self._heartbeat.beat if self._heartbeat is not None else lambda: None
         self._dispatcher = Dispatcher(
-            rt, _broker(worker.app), slots=worker.concurrency, side_work=KINDS
+            rt, _broker(worker.app), slots=worker.concurrency, side_work=KINDS, beat=beat
         )
 
         def target(dispatcher: Dispatcher) -> None:
@@ -50,6 +55,8 @@ class DispatcherStep(bootsteps.StartStopStep):
 
     def stop(self, worker: Any) -> None:  # noqa: ARG002
         """Claim nothing more. What was claimed is finished by this worker or due again soon."""
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
         if self._dispatcher is not None and self._thread is not None:
             self._dispatcher.stop()
             self._thread.join(timeout=15)
@@ -57,6 +64,17 @@ class DispatcherStep(bootsteps.StartStopStep):
     def terminate(self, worker: Any) -> None:
         """A cold shutdown stops it as a warm one does."""
         self.stop(worker)
+
+
+def _heartbeat(settings: Settings, threads: int) -> Heartbeat | None:
+    file = heartbeat.given_file()
+    if file is None:
+        return None
+    made = Heartbeat(
+        file, threads, partial(heartbeat.outage, settings.database_url, settings.broker_url)
+    )
+    made.start()
+    return made
 
 
 def _broker(app: Any) -> Broker:

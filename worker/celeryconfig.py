@@ -133,6 +133,9 @@ timezone = "UTC"
 enable_utc = True
 
 # --- beat: upkeep only ------------------------------------------------------------------------
+# At least as often it comes round, and says so by its heartbeat.
+beat_max_loop_interval = 15
+beat_scheduler = "worker.beat_schedule:BeatingScheduler"
 # `expires`: a beat that runs while no worker does must not pile work up.
 beat_schedule = {
     "reconcile": {

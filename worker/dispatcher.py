@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path
 
 import psycopg
 from sqlalchemy import Connection, make_url
@@ -72,8 +71,15 @@ class Dispatcher:
     """One loop in one thread."""
 
     def __init__(
-        self, rt: Runtime, broker: Broker, *, slots: int, side_work: Sequence[SideWork] = ()
+        self,
+        rt: Runtime,
+        broker: Broker,
+        *,
+        slots: int,
+        side_work: Sequence[SideWork] = (),
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
+        """`beat` is called whenever the loop comes round, or finds that it can't."""
         self._rt = rt
         self._side_work = [kind for kind in side_work if kind.wanted(rt.settings)]
         self._side_looked = float("-inf")
@@ -90,8 +96,7 @@ class Dispatcher:
         self._told = self._asked = self._pulsed = -math.inf
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._unknown_since: float | None = None
-        heartbeat = os.environ.get("SEEDANCE_HEARTBEAT_FILE")
-        self._heartbeat = Path(heartbeat) if heartbeat else None
+        self._beat = beat
 
     def stop(self) -> None:
         """Ask the loop to end; it does within a tick."""
@@ -123,11 +128,6 @@ class Dispatcher:
             self._failures = 0
             if not busy and not self._stop.is_set():
                 wait(self._pause())
-
-    def _beat(self) -> None:
-        if self._heartbeat is not None:
-            with contextlib.suppress(OSError):
-                self._heartbeat.touch()
 
     def _tell_pulse(self) -> None:
         """For `/metrics`: this dispatcher has just got through a tick."""

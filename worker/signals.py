@@ -5,7 +5,7 @@ from typing import Any
 
 from celery import signals
 
-from worker import logs, reports, tracing
+from worker import heartbeat, logs, reports, tracing
 from worker.settings import load_settings
 
 
@@ -38,6 +38,7 @@ def _name_beat(**_: Any) -> None:
 
 
 def _begin(task_id: str, task: Any, args: Any = (), **_: Any) -> None:
+    heartbeat.task_begins()
     logs.task_begins(task.name, task_id, args)
     if tracing.active():
         tracing.stage_begins(task.name, task_id, getattr(task.request, "traceparent", None))
@@ -52,3 +53,4 @@ def _end(**_: Any) -> None:
     if tracing.active():
         tracing.stage_ends(tracing.take_error())
     logs.task_ends()
+    heartbeat.task_ends()

@@ -465,11 +465,21 @@ def test_a_closed_gate_is_probed_and_opens_by_itself(lab):
     lab.end_tasks()
 
 
-def test_a_heartbeat_shows_that_it_lives(lab, tmp_path, monkeypatch):
-    beat = tmp_path / "beat"
-    monkeypatch.setenv("SEEDANCE_HEARTBEAT_FILE", str(beat))
-    with running(dispatcher(lab, Messages(lab))):
-        until(beat.exists)
+def test_it_beats_whenever_it_comes_round_or_finds_that_it_cannot(lab):
+    beats = []
+    beating = Dispatcher(
+        lab.rt, Messages(lab).broker(), slots=4, beat=lambda: beats.append(len(beats))
+    )
+    with running(beating):
+        until(lambda: len(beats) >= 3)
+
+    def away(*_):
+        raise ConnectionError("the broker is away")
+
+    broken = replace(Messages(lab).broker(), depth=away)
+    beats.clear()
+    with running(Dispatcher(lab.rt, broken, slots=4, beat=lambda: beats.append(1))):
+        until(lambda: len(beats) >= 3)
 
 
 # --- side work ----------------------------------------------------------------------------------

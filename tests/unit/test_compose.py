@@ -196,9 +196,16 @@ def test_nothing_is_reachable_from_other_machines():
         assert all(port.startswith("127.0.0.1:") for port in spec.get("ports", []))
 
 
+def test_every_service_that_stays_says_whether_it_is_well():
+    silent = {name for name, spec in services().items() if "healthcheck" not in spec}
+    assert silent == {"migrate", "prometheus", "grafana"}, "one that ends, two that are not ours"
+
+
+@pytest.mark.parametrize("service", ["worker", "beat"])
 @pytest.mark.parametrize(("age", "healthy"), [(0, True), (50, True), (70, False), (None, False)])
-def test_the_workers_health_is_the_age_of_its_heartbeat(tmp_path, age, healthy):
-    kind, line = services()["worker"]["healthcheck"]["test"]
+def test_health_is_the_age_of_the_heartbeat(tmp_path, service, age, healthy):
+    assert services()[service]["environment"]["SEEDANCE_HEARTBEAT_FILE"].startswith("/tmp/")
+    kind, line = services()[service]["healthcheck"]["test"]
     file = tmp_path / "heart beat"
     if age is not None:
         file.touch()

@@ -157,7 +157,7 @@ def beat(log_level: str | None) -> None:
 
     log.info("beat starts")
     level = logs.given_level()
-    app.Beat(scheduler="celery.beat:Scheduler", loglevel=level, quiet=True).run()
+    app.Beat(scheduler="worker.beat_schedule:BeatingScheduler", loglevel=level, quiet=True).run()
 
 
 @click.command(

@@ -1,0 +1,25 @@
+"""Beat's clock, which says that it gets on: also while it waits for the broker."""
+
+from typing import Any
+
+from celery.beat import Scheduler
+
+from worker import heartbeat
+
+
+class BeatingScheduler(Scheduler):
+    """Celery's scheduler in memory, with a heartbeat file."""
+
+    def tick(self, *args: Any, **kwargs: Any) -> Any:
+        """One look at what is due."""
+        heartbeat.touch(heartbeat.given_file())
+        return super().tick(*args, **kwargs)
+
+    def _ensure_connected(self) -> Any:
+        def waiting(error: Exception, interval: float) -> None:
+            heartbeat.touch(heartbeat.given_file())
+            self.logger.warning("the broker is away (%s): again in %s s", error, interval)
+
+        return self.connection.ensure_connection(
+            waiting, self.app.conf.broker_connection_max_retries
+        )
