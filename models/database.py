@@ -73,7 +73,7 @@ def make_engine(
         connect_args={
             "application_name": application,
             "connect_timeout": 5,
-            # A server that is gone without a word would else hold a thread for a quarter of an hour.
+            # A server that is gone without a word would else hold a thread for many minutes.
             "keepalives_idle": 30,
             "keepalives_interval": 10,
             "keepalives_count": 3,
