@@ -7,7 +7,82 @@ LOGS = "tests/unit/test_logs.py"
 REDACTION = "tests/unit/test_redaction.py"
 DATABASE = "tests/integration/test_database.py"
 
+TLS = "tests/unit/test_tls_addresses.py"
+GRANTS = "tests/integration/test_grants.py"
+
 PROTECTIONS = (
+    Protection(
+        "certificates-are-checked",
+        "a broker's certificate is checked where the address says nothing of it",
+        (
+            Edit(
+                "worker/broker_address.py",
+                'tls.get(_REQS, "required")',
+                'tls.get(_REQS, "none")',
+            ),
+        ),
+        (
+            f"{TLS}::test_without_options_certificates_are_checked_too",
+            "tests/integration/test_tls.py::test_a_broker_that_is_not_trusted_is_not_spoken_to",
+        ),
+    ),
+    Protection(
+        "one-secret-not-two",
+        "a secret that is given twice is refused",
+        (
+            Edit(
+                "models/secret_files.py",
+                '    if value:\n        raise SecretFileError(f"{variable} is set, and so is'
+                ' {variable}{SUFFIX}: unset one of them")\n',
+                "",
+            ),
+        ),
+        ("tests/unit/test_secret_files.py::test_both_are_refused",),
+    ),
+    Protection(
+        "files-are-cut-from-logs",
+        "what was read from a file is no more shown than what is in the environment",
+        (
+            Edit(
+                "worker/redaction.py",
+                "in (*environ.items(), *_from_files(environ)):",
+                "in environ.items():",
+            ),
+        ),
+        ("tests/unit/test_secret_files.py::test_what_came_from_a_file_is_cut_from_logs_as_well",),
+    ),
+    Protection(
+        "the-ledger-by-rights",
+        "no role may change the ledger",
+        (
+            Edit(
+                "models/grants.py",
+                '"ledger_entries": _SI,\n        "metric',
+                '"ledger_entries": _ALL,\n        "metric',
+            ),
+        ),
+        (f"{GRANTS}::test_a_role_may_do_its_work_and_nothing_that_hides_or_destroys",),
+    ),
+    Protection(
+        "rights-are-taken-back",
+        "a role has the rights of its purpose and none that it had before",
+        (Edit("models/grants.py", 'f"REVOKE ALL ON {schema}.{table} FROM {name}"', '"SELECT 1"'),),
+        (f"{GRANTS}::test_what_a_role_had_before_is_taken_back",),
+    ),
+    Protection(
+        "messages-have-a-bound",
+        "an entry larger than any request is set aside before it is read",
+        (
+            Edit(
+                "worker/transport.py",
+                "            if size > MOST_BYTES:\n",
+                "            if size < 0:\n",
+            ),
+        ),
+        (
+            "tests/acceptance/test_service.py::test_bad_input_ends_as_a_failed_generation_and_garbage_is_set_aside",
+        ),
+    ),
     Protection(
         "no-row-in-an-error",
         "DETAIL is cut from the database's errors: it quotes rows",
