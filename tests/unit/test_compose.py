@@ -286,7 +286,7 @@ def test_with_secrets_from_files_none_is_in_an_environment(service):
     asked = {"SEEDANCE_WEBHOOK_SECRETS": "w", "SEEDANCE_METRICS_TOKEN": "t"}
     found = environment(service, example(commented=False) | asked) | over["environment"]
     assert unknown_variables(found) == []
-    secret = re.compile(r"(KEY|TOKEN|SECRETS?|PASSWORD|DATABASE_URL)$")
+    secret = re.compile(r"(KEY|TOKEN|SECRETS?|PASSWORD|AUTH|DATABASE_URL)$")
     assert not [name for name, value in found.items() if value and secret.search(name)]
     named = {value for value in found.values() if value.startswith("/run/secrets/")}
     assert named == {f"/run/secrets/{name}" for name in over["secrets"]}
