@@ -20,7 +20,11 @@ COUNTED = ("generation_events", "ledger_entries")
 def upgrade() -> None:
     for table in COUNTED:
         op.create_index(
-            f"ix_{table}_txid", table, ["txid"], postgresql_where=sa.text("txid IS NOT NULL")
+            f"ix_{table}_txid",
+            table,
+            ["txid"],
+            postgresql_where=sa.text("txid IS NOT NULL"),
+            if_not_exists=True,
         )
 
 
