@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select, update
 
 from models import schedule, storable
 from models.base import table_of
@@ -100,11 +100,21 @@ def _after(spacing: float) -> ColumnElement[datetime]:
 
 
 def _bring_forward(conn: Connection, generation_id: uuid.UUID, to: ColumnElement[Any]) -> bool:
+    by_list = and_(g.status == Status.RUNNING, g.failures == 0)
     done = conn.execute(
         update(Generation)
-        .where(g.id == generation_id, g.status.in_(_LOOKED_AT), g.due_at > to)
-        # A look that is under way has seen less, and must not put this one off.
-        .values(due_at=to, lease=g.lease + 1)
+        .where(
+            g.id == generation_id,
+            g.status.in_(_LOOKED_AT),
+            or_(g.due_at > to, by_list),
+        )
+        .values(
+            due_at=func.least(g.due_at, to),
+            # A look that is under way has seen less, and must not put this one off.
+            lease=g.lease + 1,
+            # Nor is it left to the next reading of the task list: its own look comes at once.
+            failures=case((by_list, 1), else_=g.failures),
+        )
     )
     if done.rowcount:
         schedule.wake(conn)

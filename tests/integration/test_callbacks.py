@@ -6,7 +6,7 @@ import uuid
 
 import pytest
 
-from models import callbacks, transitions
+from models import callbacks, schedule, transitions
 from models.callbacks import Address
 from models.lifecycle import Status
 from models.operating.actions import By
@@ -435,3 +435,22 @@ def test_a_wish_to_cancel_does_not_make_it_absent(lab):
     assert lab.resolve(generation_id) is Outcome.UNDECIDED
     assert lab.get(generation_id).status is Status.UNCERTAIN
     operator.fail(lab.rt.engine, generation_id, attempt=1, by=By("test"))
+
+
+# --- while the task list is read instead of polling -------------------------------------------
+
+
+@pytest.mark.parametrize("due", ["1 hour", "-1 s"])
+def test_what_is_called_back_is_not_left_to_the_task_list(lab, due):
+    """Put ahead by the last pass, or due and waiting for the next: its own look comes at once."""
+    generation_id = lab.send("a cat")
+    lab.sql("UPDATE generations SET polls = 1, due_at = now() + CAST(:due AS interval)", due=due)
+
+    def claimed():
+        with lab.rt.engine.begin() as conn:
+            claims = schedule.claim_due(conn, 10, lease_seconds=3, by_list=True)
+        return [claim.id for claim in claims]
+
+    assert claimed() == []
+    assert call(lab, address(lab))
+    assert claimed() == [generation_id]
