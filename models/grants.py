@@ -71,7 +71,7 @@ RIGHTS: Mapping[Purpose, Rights] = {
             _S,
         ),
         "generation_events": _SI,
-        "generations": frozenset({"SELECT", "UPDATE (due_at, lease)"}),
+        "generations": frozenset({"SELECT", "UPDATE (due_at, failures, lease)"}),
         "metric_cursors": _SIU,
         "metric_totals": _SIU,
         "submit_attempts": frozenset({"SELECT", "UPDATE (callback_at, callback_task_id)"}),

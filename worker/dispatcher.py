@@ -197,14 +197,16 @@ class Dispatcher:
         if not self._side_work or time.monotonic() - self._side_looked < self._rt.settings.tick:
             return
         self._side_looked = time.monotonic()
-        room = max(1, self._slots // 2) - self._broker.side_depth()
+        waiting = self._broker.side_depth()
         self._side_work.append(self._side_work.pop(0))
         for kind in self._side_work:
+            # More would only be put off: what is slow would be claimed again before what is not.
+            room = self._rt.side_slots.free(kind.task) - waiting
             if room <= 0:
-                return
+                continue
             with self._rt.engine.begin() as conn:
                 claims = kind.claim(conn, room, self._rt.settings.lease)
-            room -= len(claims)
+            waiting += len(claims)
             for done, claim in enumerate(claims):
                 try:
                     self._broker.publish_side(kind, claim)

@@ -77,7 +77,8 @@ def build(settings: Settings, *, pool_size: int | None = None) -> Runtime:
             read_timeout=settings.http_timeout,
         ),
         UsualTimes(),
-        SideSlots(max(1, settings.concurrency // 2)),
+        # Deliveries are wanted always, the archive where there is one.
+        SideSlots(max(1, settings.concurrency // 2), kinds=2 if settings.archive_url else 1),
         tally,
     )
 

@@ -71,7 +71,8 @@ _EARLIER = """
 """
 
 # Leaps from receiver to receiver over the index, so that a hundred thousand notices that wait for
-# one cost as much as one. Fair: each receiver's first, then each one's second.
+# one cost as much as one. Fair: each receiver's first, then each one's second, and where there is
+# no room for all, whose turn it is goes by lot: by age a slow one with a backlog would always win.
 _CLAIM = text(
     f"""
     WITH RECURSIVE leaps AS (
@@ -94,7 +95,7 @@ _CLAIM = text(
               AND NOT EXISTS ({_EARLIER})
             ORDER BY n.due_at LIMIT greatest(open.room, 0)
         ) AS first
-        ORDER BY first.turn, first.due_at LIMIT :limit
+        ORDER BY first.turn, random() LIMIT :limit
     )
     UPDATE notices SET claimed = true, lease = lease + 1,
                        due_at = now() + make_interval(secs => :seconds)

@@ -64,14 +64,15 @@ def test_a_receiver_that_hangs_slows_neither_generations_nor_other_receivers(ser
         service.ready(service.worker(**env))
         notify = {"webhook": slow.url(), "on": "change"}
         hanging = [
-            service.enqueue("a cat", notify=notify, private_webhooks=True) for _ in range(12)
+            service.enqueue("a cat", notify=notify, private_webhooks=True) for _ in range(24)
         ]
-        for generation_id in hanging:
-            service.ended(generation_id)
+        wait_for(lambda: slow.heard, "the slow one has begun to answer")
         other = service.enqueue("a dog", notify={"webhook": quick.url()}, private_webhooks=True)
         service.ended(other)
         wait_for(lambda: quick.taken(), "the other is told")
         assert len(slow.heard) < len(hanging) * len(CHANGES), "while there is much left for it"
+        for generation_id in hanging:
+            service.ended(generation_id)  # nobody waits for the receiver
         slow.delay = 0.0
 
 

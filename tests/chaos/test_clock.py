@@ -7,7 +7,8 @@ from tests.chaos.conftest import MakeArena
 
 @pytest.mark.parametrize("shift", [300.0, -300.0])
 def test_a_worker_whose_clock_is_minutes_off(shift: float, make_arena: MakeArena):
-    arena = make_arena()
+    # Each looks for itself: the task list is read by whoever comes first.
+    arena = make_arena(SEEDANCE_OBSERVE_FROM="0")
     arena.fleet.add_worker(CHAOS_CLOCK_SHIFT=str(shift))
     arena.workers(1)
     arena.ask_mixed(12)
@@ -23,8 +24,20 @@ def test_a_worker_whose_clock_is_minutes_off(shift: float, make_arena: MakeArena
     assert (max(created) - min(created)).total_seconds() < 60
 
 
+@pytest.mark.parametrize("shift", [300.0, -300.0])
+def test_the_task_list_is_read_by_a_clock_that_is_minutes_off(shift: float, make_arena: MakeArena):
+    arena = make_arena()
+    arena.fleet.add_worker(CHAOS_CLOCK_SHIFT=str(shift))
+    arena.ask_mixed(12)
+
+    assert arena.at_rest() < 60
+    assert arena.sim.received("list") > 0
+    assert '"stage": "observe"' in arena.fleet.workers[0].text()
+    arena.check()
+
+
 def test_a_clock_ahead_takes_no_more_than_its_share_of_the_request_rate(make_arena: MakeArena):
-    arena = make_arena(SEEDANCE_RATE_LIMIT="10/second")
+    arena = make_arena(SEEDANCE_RATE_LIMIT="10/second", SEEDANCE_OBSERVE_FROM="0")
     arena.fleet.add_worker(CHAOS_CLOCK_SHIFT="300")
     arena.workers(1)
     arena.ask(14, wishes="seconds=300")

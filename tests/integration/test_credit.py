@@ -16,10 +16,11 @@ from models.ledger.drift import drift
 from models.lifecycle import LIVE, Status
 from models.schedule import Stage
 from models.tables import BalanceSnapshot
+from tests.brokers import broker_with
 from tests.integration import rows
 from tests.integration.conftest import text_request
 from tests.integration.rows import make, read, seen
-from worker.dispatcher import Broker, Dispatcher
+from worker.dispatcher import Dispatcher
 from worker.upkeep import balance, prune
 
 S = Status
@@ -229,20 +230,14 @@ class Desk:
         self.probes = 0
         self.dispatcher = Dispatcher(rt, self._broker(), slots=20)
 
-    def _broker(self) -> Broker:
+    def _broker(self):
         def publish(stage: Stage, claims):
             self.published += [claim.id for claim in claims]
 
         def probe():
             self.probes += 1
 
-        return Broker(
-            publish=publish,
-            probe=probe,
-            depth=lambda: 0,
-            publish_side=lambda kind, claim: None,
-            side_depth=lambda: 0,
-        )
+        return broker_with(publish=publish, probe=probe)
 
 
 def test_on_a_fresh_install_the_balance_is_read_first(rt, steps):

@@ -13,11 +13,12 @@ from sqlalchemy import text
 from models import schedule
 from models.lifecycle import Status
 from models.schedule import Stage
+from tests.brokers import broker_with
 from tests.integration.conftest import text_request
 from tests.integration.invariants import laboratory
 from tests.waiting import wait_for as until
 from worker import side_work
-from worker.dispatcher import Broker, Dispatcher
+from worker.dispatcher import Dispatcher
 from worker.side_slots import SideSlots
 from worker.side_work import SideClaim, SideWork
 from worker.stages import common, observe, poll, resolve, submit, upload
@@ -42,11 +43,11 @@ class Messages:
         self.observed = []
 
     def broker(self):
-        return Broker(
-            self.publish,
-            self.probe,
-            lambda: self.waiting,
-            self.observe,
+        return broker_with(
+            publish=self.publish,
+            probe=self.probe,
+            depth=lambda: self.waiting,
+            observe=self.observe,
             publish_side=self.publish_side,
             side_depth=lambda: self.side_waiting,
         )
@@ -514,7 +515,7 @@ def errands(lab, count, run=lambda rt, claim: None, table="errands"):
 
 
 def test_side_work_goes_out_a_few_at_a_time(lab):
-    lab.rt = lab.make_runtime(tick=60)
+    lab.rt = lab.make_runtime(tick=60, concurrency=8)
     messages = Messages(lab)
     one = dispatcher(lab, messages, slots=8, side_work=[errands(lab, 10)])
     one.tick()
@@ -524,6 +525,7 @@ def test_side_work_goes_out_a_few_at_a_time(lab):
 
 
 def test_no_side_work_goes_out_while_some_waits_to_be_taken(lab):
+    lab.rt = lab.make_runtime(concurrency=8)
     messages = Messages(lab)
     messages.side_waiting = 4
     dispatcher(lab, messages, slots=8, side_work=[errands(lab, 10)]).tick()
@@ -543,12 +545,25 @@ def test_a_backlog_of_one_kind_of_side_work_keeps_no_other_waiting(lab):
     assert "one" in done[:2]
 
 
+def test_no_side_work_goes_out_for_which_there_is_no_thread(lab):
+    lab.rt = replace(lab.rt, side_slots=SideSlots(1))
+    assert lab.rt.side_slots.take("seedance.errand")
+    messages = Messages(lab)
+    one = dispatcher(lab, messages, side_work=[errands(lab, 4)])
+    one.tick()
+    assert messages.side == []
+    lab.rt.side_slots.give_back("seedance.errand")
+    until(lambda: one.tick() or messages.side)
+
+
 def test_one_kind_of_side_work_leaves_the_last_thread_to_the_others():
     slots = SideSlots(3)
     assert [slots.take("slow") for _ in range(3)] == [True, True, False]
     assert [slots.take("quick") for _ in range(2)] == [True, False]
     slots.give_back("slow")
     assert slots.take("slow")
+    alone = SideSlots(3, kinds=1)
+    assert [alone.take("slow") for _ in range(4)] == [True, True, True, False]
     only = SideSlots(1)
     assert [only.take("slow"), only.take("quick")] == [True, False]
     only.give_back("slow")

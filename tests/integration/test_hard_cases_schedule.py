@@ -12,10 +12,11 @@ from api_client import ApiError
 from models import choosing, gates, schedule
 from models.choosing import Choice
 from models.lifecycle import Status
+from tests.brokers import broker_with
 from tests.integration.conftest import Steps
 from tests.integration.hard_cases import MEDIA, REQUEST, WITH_IMAGE, intended, running, sql
 from worker import runtime as process
-from worker.dispatcher import Broker, Dispatcher
+from worker.dispatcher import Dispatcher
 from worker.stages import accept, common, upload
 from worker.tasks import generate
 
@@ -107,11 +108,7 @@ def test_a_row_that_was_tried_most_often_is_claimed_with_the_others(rt, steps):
 
 def test_messages_that_were_lost_do_not_fail_a_generation(rt, steps):
     generation_id = steps.enqueue()
-    dispatcher = Dispatcher(
-        rt,
-        Broker(lambda s, c: None, lambda: None, lambda: 0, lambda k, c: None, lambda: 0),
-        slots=4,
-    )
+    dispatcher = Dispatcher(rt, broker_with(), slots=4)
     for _ in range(12):
         dispatcher.tick()
         sql(rt, "update generations set due_at=now() where due_at is not null")

@@ -202,6 +202,23 @@ def test_receivers_take_turns(conn):
     assert receivers_of(conn, claims) == ["https://shop.example", "queue:a", "queue:b", "queue:c"]
 
 
+def test_a_backlog_that_is_older_does_not_always_go_first(conn):
+    """With room for one, again and again, the younger of two receivers gets its turn."""
+    for _ in range(60):
+        put_out(conn)
+        put_out(conn, TASK)
+    conn.execute(
+        text("UPDATE notices SET due_at = now() - interval '1 h' WHERE receiver <> 'queue:shop'")
+    )
+    turns = []
+    for _ in range(40):
+        [claimed] = claim(conn, 1)
+        notice = load(conn, claimed)
+        turns.append(notice.receiver)
+        assert delivery.delivered(conn, notice)
+    assert turns.count("queue:shop") >= 5, "one in two, by lot"
+
+
 def test_a_failing_receiver_is_left_alone_then_tried_with_one(conn):
     for _ in range(6):
         put_out(conn)

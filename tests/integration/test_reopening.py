@@ -10,12 +10,13 @@ from models import gates, reads, schedule, submission, waiting
 from models.gates import GateName, Reopening
 from models.lifecycle import Status
 from models.submission import Held, Intent
+from tests.brokers import broker_with
 from tests.integration.conftest import text_request
 from tests.integration.invariants import laboratory
 from tests.integration.test_dispatcher import Messages, dispatcher, running, until
 from worker.checkup import postgres
 from worker.cli import watch
-from worker.dispatcher import Broker, Dispatcher
+from worker.dispatcher import Dispatcher
 from worker.stages import common, submit
 
 
@@ -204,7 +205,12 @@ class Threads(Messages):
         self._pool, self._waiting = pool, 0
 
     def broker(self):
-        return Broker(self.publish, self.probe, lambda: self._waiting, lambda k, c: None, lambda: 0)
+        return broker_with(
+            publish=self.publish,
+            probe=self.probe,
+            observe=self.observe,
+            depth=lambda: self._waiting,
+        )
 
     def publish(self, stage, claims):
         self._waiting += 1

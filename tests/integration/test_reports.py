@@ -4,6 +4,7 @@ import gzip
 import json
 import logging
 import threading
+import uuid
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -16,6 +17,7 @@ from worker import logs, reports
 
 KEY = "sk-very-secret"
 PROMPT = "a cat that nobody may see"
+GENERATION = str(uuid.UUID(int=7))
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def sentry(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setenv("SEEDANCE_API_KEY", KEY)
     yield taken
     sentry_sdk.get_client().close(timeout=2)
-    sentry_sdk.init()  # reports nothing any more
+    sentry_sdk.init(dsn="", default_integrations=False)  # reports nothing any more
     server.shutdown()
     server.server_close()
     thread.join(5)
@@ -58,7 +60,7 @@ def events(taken: list[str]) -> list[dict[str, Any]]:
 def test_an_error_is_reported_with_its_generation_and_without_secrets(sentry: list[str]) -> None:
     assert reports.start("worker1@host")
     log = logging.getLogger("worker.stages.submit")
-    logs.task_begins("seedance.submit", "g.submit.7", ["g", 7])
+    logs.task_begins("seedance.submit", f"{GENERATION}.submit.7", [GENERATION, 7])
     request = {"content": [{"type": "text", "text": PROMPT}]}
     log.info("a line before, with %s", KEY)
     try:
@@ -71,9 +73,9 @@ def test_an_error_is_reported_with_its_generation_and_without_secrets(sentry: li
     [event] = wait_for(lambda: events(sentry), "the report comes")
     assert event["level"] == "error"
     assert event["tags"] == {
-        "generation": "g",
+        "generation": GENERATION,
         "stage": "submit",
-        "task": "g.submit.7",
+        "task": f"{GENERATION}.submit.7",
         "process": "worker1@host",
     }
     assert event["exception"]["values"][0]["type"] == "ValueError"

@@ -15,9 +15,10 @@ from models.base import table_of
 from models.lifecycle import LIVE, TERMINAL, Status
 from models.schedule import Stage
 from models.tables import Generation, LearnedLimit, SubmitAttempt
+from tests.brokers import broker_with
 from tests.integration import rows
 from tests.integration.rows import events, make, read
-from worker.dispatcher import Broker, Dispatcher
+from worker.dispatcher import Dispatcher
 
 S = Status
 g = table_of(Generation).c
@@ -324,13 +325,7 @@ def test_a_deadline_passes_also_while_a_gate_holds_everything(rt):
         late = make(own, S.ACCEPTED, deadline_at=in_(-1))
         gates.close(own, gates.GateName.API_KEY, "the key was refused")
     handed_out: list[object] = []
-    broker = Broker(
-        lambda stage, claims: handed_out.append(claims),
-        lambda: None,
-        lambda: 0,
-        lambda k, c: None,
-        lambda: 0,
-    )
+    broker = broker_with(publish=lambda stage, claims: handed_out.append(claims))
     Dispatcher(rt, broker, slots=4).tick()
     assert not handed_out
     with rt.engine.connect() as own:

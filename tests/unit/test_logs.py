@@ -210,7 +210,8 @@ def test_what_nobody_catches_and_warnings_are_logged(monkeypatch: pytest.MonkeyP
     except ValueError as error:
         sys.excepthook(ValueError, error, error.__traceback__)
     with warnings.catch_warnings():
-        warnings.simplefilter("always")
+        warnings.simplefilter("ignore")  # what other tests left to be collected
+        warnings.simplefilter("always", DeprecationWarning)
         warnings.warn("soon gone", DeprecationWarning, stacklevel=1)
     in_thread, ended, warned = lines(out)
     assert (in_thread["level"], in_thread["event"]) == ("critical", "thread t-1 ends: ValueError")
