@@ -86,10 +86,9 @@ def run(folder: Path, args: argparse.Namespace, *, on: bool) -> dict[str, Any]:
             stop = threading.Event()
             if on:
                 settings = load_settings()
-                which = scrape.classes(settings)
                 threading.Thread(
                     target=lambda: [
-                        scrape.collect(engine, which) for _ in iter(lambda: stop.wait(15), True)
+                        scrape.collect(engine, settings) for _ in iter(lambda: stop.wait(15), True)
                     ],
                     daemon=True,
                 ).start()

@@ -10,6 +10,7 @@ from kombu import Queue
 
 from worker import broker_address
 from worker.settings import Settings
+from worker.upkeep import intervals
 from worker.variables import SettingsError, secret
 
 STAGE_QUEUE = "seedance.stages"
@@ -148,6 +149,14 @@ beat_schedule = {
         "schedule": _setting("balance_every"),
         "options": {"expires": _setting("balance_every")},
     },
-    "catch_up": {"task": "seedance.catch_up", "schedule": 300.0, "options": {"expires": 300.0}},
-    "prune": {"task": "seedance.prune", "schedule": 3600.0, "options": {"expires": 3600.0}},
+    "catch_up": {
+        "task": "seedance.catch_up",
+        "schedule": intervals.CATCH_UP,
+        "options": {"expires": intervals.CATCH_UP},
+    },
+    "prune": {
+        "task": "seedance.prune",
+        "schedule": intervals.PRUNE,
+        "options": {"expires": intervals.PRUNE},
+    },
 }

@@ -31,6 +31,7 @@ from models.metrics.totals import Sample
 from models.operating.tables import Pause
 from models.tables import BalanceSnapshot, LearnedLimit, RejectedMessage, StrayTask
 from tests import promql
+from tests.conftest import MakeRuntime
 from tests.integration import rows
 from tests.integration.conftest import text_request
 from tests.promql import Recording
@@ -226,7 +227,7 @@ def healthy(conn: Connection) -> None:
 
 
 def read(engine: Engine, rt: Runtime) -> bytes:
-    return scrape.collect(engine, scrape.classes(rt.settings))
+    return scrape.collect(engine, rt.settings)
 
 
 def recorded(rt: Runtime, case: Case | None, after: float) -> tuple[Recording, float]:
@@ -287,6 +288,32 @@ def test_a_rule_fires_when_its_condition_is_true_and_not_before(name: str, rt: R
     assert promql.holds(rule["expr"], recording, times), values
     if shutil.which("promtool"):
         _promtool_agrees(name, recording, began, times[-1])
+
+
+@pytest.mark.parametrize(
+    ("what", "setting", "every", "silent", "fires"),
+    [
+        ("reconcile", "reconcile_every", 300, 1700, 1900),
+        ("reconcile", "reconcile_every", 7200, 20_000, 23_000),
+        ("balance", "balance_every", 1200, 4000, 4600),
+    ],
+)
+def test_upkeep_is_missed_by_what_the_settings_say(
+    what: str, setting: str, every: int, silent: int, fires: int, make_runtime: MakeRuntime
+) -> None:
+    rt = make_runtime(**{setting: every})
+    with rt.engine.begin() as conn:
+        healthy(conn)
+    expression = ALERTS["SeedanceUpkeepStopped"]["expr"]
+    for age, expected in ((silent, []), (fires, [what])):
+        with rt.engine.begin() as conn:
+            moved = "UPDATE pulses SET at = now() - make_interval(secs => :age) WHERE name = :what"
+            conn.execute(text(moved), {"age": age, "what": what})
+        recording = Recording()
+        recording.scrape(now := time.time(), read(rt.engine, rt))
+        missed = promql.evaluate(expression, recording, now)
+        assert isinstance(missed, dict)
+        assert [dict(labels)["what"] for labels in missed] == expected
 
 
 def test_silence_is_noticed() -> None:

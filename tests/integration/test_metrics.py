@@ -1,8 +1,11 @@
 """`/metrics`: what a scrape gets, from many processes, with and without a database."""
 
 import asyncio
+import contextlib
+import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -40,7 +43,7 @@ def figures(body: bytes) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
 
 
 def read(rt: Runtime, name: str, **labels: str) -> float | None:
-    body = scrape.collect(rt.engine, scrape.classes(rt.settings))
+    body = scrape.collect(rt.engine, rt.settings)
     return figures(body).get((name, frozenset(labels.items())))
 
 
@@ -56,7 +59,7 @@ def test_what_a_generation_leaves_behind(
     reconcile.run(rt)
     prune.run(rt)
     assert Reporter(rt.engine, rt.tally, every=60).write()
-    body = scrape.collect(rt.engine, scrape.classes(rt.settings))
+    body = scrape.collect(rt.engine, rt.settings)
     found = figures(body)
 
     def one(name: str, **labels: str) -> float:
@@ -86,7 +89,7 @@ def test_what_a_generation_leaves_behind(
 
 def test_the_whole_text_keeps_prometheus_practice(rt: Runtime, steps: Steps) -> None:
     steps.until_ended(steps.enqueue())
-    body = scrape.collect(rt.engine, scrape.classes(rt.settings)).decode()
+    body = scrape.collect(rt.engine, rt.settings).decode()
     for family in text_string_to_metric_families(body):
         assert family.name.startswith("seedance_")
         assert family.documentation.endswith(".")
@@ -303,3 +306,54 @@ def test_the_small_server_serves_the_same(make_runtime: MakeRuntime) -> None:
     assert b"seedance_build_info" in body
     assert get("/healthz")[0] == "200 OK"
     assert get("/")[0] == "404 Not Found"
+
+
+def alive(environ: dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
+    start("200 OK", [("Content-Length", "5")])
+    return [b"alive"]
+
+
+@contextlib.contextmanager
+def small_server(host: str = "127.0.0.1", **options: Any) -> Iterator[tuple[str, int]]:
+    server = serve.Server(host, 0, alive, **options)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield host, server.server_port
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def got(where: tuple[str, int]) -> bytes:
+    with socket.create_connection(where, timeout=30) as asking:
+        asking.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+        return asking.makefile("rb").read()
+
+
+def test_the_small_server_asks_no_name_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one is set that does not answer, starting would take half a minute."""
+    monkeypatch.setattr(socket, "getfqdn", lambda *_: pytest.fail("a name is looked up"))
+    with small_server() as where:
+        assert got(where).endswith(b"alive")
+
+
+def test_the_small_server_listens_by_ipv6_as_well() -> None:
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    with small_server("::1") as where:
+        assert got(where).endswith(b"alive")
+
+
+def test_those_who_ask_slowly_hold_no_more_than_their_share_and_not_for_ever() -> None:
+    with small_server(longest=1.5) as where, contextlib.ExitStack() as defer:
+        slow = [
+            defer.enter_context(socket.create_connection(where, timeout=30))
+            for _ in range(serve.MOST)
+        ]
+        for one in slow:
+            one.sendall(b"GET /healthz HTTP/1.0\r\n")
+        wait_for(lambda: b"503" in got(where), "no thread is free")
+        assert threading.active_count() < serve.MOST + 20
+        wait_for(lambda: got(where).endswith(b"alive"), "their threads are free again")

@@ -44,10 +44,24 @@ class _Figures(Collector):
         yield from self._families
 
 
-def exposition(totals: Sequence[Sample], present: Present, *, seconds: float) -> bytes:
-    """The text that a scrape gets; `seconds` is what the reading took."""
+def exposition(
+    totals: Sequence[Sample],
+    present: Present,
+    *,
+    expected_within: Mapping[str, float],
+    seconds: float,
+) -> bytes:
+    """The text that a scrape gets; `seconds` is what the reading took.
+
+    `expected_within` has the seconds in which each part of upkeep should succeed again.
+    """
     registry = CollectorRegistry(auto_describe=False)
-    families = [*_totals(totals), *_present(present), *_self(seconds)]
+    families = [
+        *_totals(totals),
+        *_present(present),
+        _expected_success(expected_within),
+        *_self(seconds),
+    ]
     registry.register(_Figures(families))
     return generate_latest(registry)
 
@@ -216,6 +230,15 @@ def _processes(p: Present) -> Iterator[Metric]:
         {(name,): at.timestamp() for name, at in p.pulses.items()},
     )
     yield _one("seedance_dispatchers", "Dispatchers at work, one in each worker.", p.dispatchers)
+
+
+def _expected_success(within: Mapping[str, float]) -> Metric:
+    return _gauge(
+        "seedance_success_expected_within_seconds",
+        "Longer without a success something is wrong, as the settings here say.",
+        ("what",),
+        {(what,): seconds for what, seconds in within.items()},
+    )
 
 
 def _side_work(p: Present) -> Iterator[Metric]:

@@ -16,6 +16,7 @@ from models.metrics import present, totals
 from models.metrics.totals import Classes
 from worker.metrics.collector import exposition
 from worker.settings import Settings
+from worker.upkeep.intervals import expected_within
 
 log = logging.getLogger(__name__)
 
@@ -59,15 +60,18 @@ def catch_up(engine: Engine, which: Classes, *, within: float, most: int = total
             raise BehindError
 
 
-def collect(engine: Engine, which: Classes) -> bytes:
+def collect(engine: Engine, settings: Settings) -> bytes:
     """Count what is new, then read all as of one moment. Raises SQLAlchemyError, BehindError."""
+    which = classes(settings)
     started = time.monotonic()
     catch_up(engine, which, within=PATIENCE / 2)
     with engine.connect().execution_options(isolation_level="REPEATABLE READ") as conn:
         conn.exec_driver_sql(f"SET LOCAL statement_timeout = '{STATEMENT}'")
         counted = totals.read(conn, which)
         state = present.read(conn, which)
-    return exposition(counted, state, seconds=time.monotonic() - started)
+    within = expected_within(settings)
+    seconds = time.monotonic() - started
+    return exposition(counted, state, expected_within=within, seconds=seconds)
 
 
 class Scrapes:
@@ -118,8 +122,7 @@ class Scrapes:
 
 def scrapes(settings: Settings, engine: Engine) -> Scrapes:
     """Scrapes of this database."""
-    which = classes(settings)
-    return Scrapes(lambda: collect(engine, which))
+    return Scrapes(lambda: collect(engine, settings))
 
 
 def bears(authorization: str | None, token: str) -> bool:
