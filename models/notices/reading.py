@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, func, select, update
 from models.base import table_of
 from models.lifecycle import Note
 from models.notices import delivery
-from models.notices.table import Notice, NoticeReceiver, State, Target
+from models.notices.table import UNSIGNED, Notice, NoticeReceiver, State, Target
 from models.operating import actions
 from models.operating.actions import Action, By
 from models.tables import Generation
@@ -115,10 +115,10 @@ def counts(conn: Connection) -> dict[State, int]:
     return {state: told.get(state, 0) for state in (State.PENDING, State.DEAD)}
 
 
-def waits_for_webhook(conn: Connection) -> bool:
-    """Whether any webhook is still to be sent."""
-    found = select(n.id).where(n.status == str(State.PENDING), n.target == str(Target.WEBHOOK))
-    return conn.execute(found.limit(1)).first() is not None
+def unsigned(conn: Connection) -> int:
+    """How many webhooks a worker put off since it has no secret to sign them with."""
+    found = select(func.count()).where(n.status == str(State.PENDING), n.error == UNSIGNED)
+    return conn.execute(found).scalar_one()
 
 
 def receivers(conn: Connection) -> list[ReceiverView]:

@@ -37,6 +37,10 @@ class State(StrEnum):
     """Set aside: its receiver is gone, or did not take it in all the time there was."""
 
 
+UNSIGNED = "SEEDANCE_WEBHOOK_SECRETS is not set"
+"""The error of a webhook that a worker has no secret to sign with."""
+
+
 class Notice(Base):
     """One change of one generation, to be told to one target."""
 

@@ -131,7 +131,14 @@ def test_doctor_tells_of_dead_notices_failing_receivers_and_missing_secrets(cli,
     said = cli("doctor")
     assert "1 were not taken and are set aside" in said
     assert f"{receiver.url('')} fails" in said
-    assert "SEEDANCE_WEBHOOK_SECRETS is not set here" in said
+
+
+def test_doctor_tells_of_missing_secrets_where_workers_lack_them(cli, desk, make_runtime, receiver):
+    """An operator's own shell has no secret, and need not."""
+    desk.put_out()
+    assert "SECRETS" not in cli("doctor")
+    Desk(make_runtime, receiver, webhook_secrets="").work()
+    assert "1 webhooks wait: workers have no SEEDANCE_WEBHOOK_SECRETS" in cli("doctor")
 
 
 def test_generate_takes_whom_to_tell(cli, desk, receiver, monkeypatch):

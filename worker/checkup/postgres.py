@@ -123,7 +123,7 @@ def _rows(conn: Connection, settings: Settings) -> list[Check]:
             )
         )
     checks += _credits(conn)
-    checks += _notices(conn, settings)
+    checks += _notices(conn)
     checks.append(_upkeep(conn, settings))
     return checks
 
@@ -154,7 +154,7 @@ def _credits(conn: Connection) -> list[Check]:
     return checks
 
 
-def _notices(conn: Connection, settings: Settings) -> list[Check]:
+def _notices(conn: Connection) -> list[Check]:
     checks = []
     counts = reading.counts(conn)
     failing = reading.receivers(conn)
@@ -165,9 +165,10 @@ def _notices(conn: Connection, settings: Settings) -> list[Check]:
         found = f"{counts[State.DEAD]} were not taken and are set aside"
         mend = "seedance notices list --status dead, then resend, or let retention remove them"
         checks.append(warn("notices", found, mend))
-    if not settings.webhook_secrets.get_secret_value() and reading.waits_for_webhook(conn):
-        found = "webhooks wait: SEEDANCE_WEBHOOK_SECRETS is not set here"
-        checks.append(warn("notices", found, "set it for the workers; nothing is sent unsigned"))
+    unsigned = reading.unsigned(conn)
+    if unsigned:
+        found = f"{unsigned} webhooks wait: workers have no SEEDANCE_WEBHOOK_SECRETS"
+        checks.append(warn("notices", found, "set it for all of them; nothing is sent unsigned"))
     return checks or [ok("notices", f"{counts[State.PENDING]} pending")]
 
 

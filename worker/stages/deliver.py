@@ -22,6 +22,7 @@ from models.lifecycle import Status
 from models.metrics.definitions import NOTICES
 from models.notices import Target, delivery
 from models.notices.delivery import FORGIVEN, LEFT_ALONE, WAITS_FOR_ARCHIVE, Claim, Outgoing
+from models.notices.table import UNSIGNED
 from models.schedule import backoff
 from worker import tracing
 from worker.crash_points import reached
@@ -41,7 +42,7 @@ LONGEST_PAUSE = 4 * 3_600.0
 """Seconds, at most, between two tries of a notice. So three days hold about thirty."""
 LONGEST_RETRY_AFTER = 3_600.0
 """Seconds that a receiver may ask to be left alone."""
-UNSIGNED = 60.0
+LOOK_FOR_SECRET = 60.0
 """Seconds until it is looked again whether there is a secret to sign with."""
 ARCHIVE_PATIENCE = 900.0
 """Seconds that the notice of a completed generation waits for its results to be stored."""
@@ -92,7 +93,7 @@ def _obstacle(
 ) -> tuple[str, float] | None:
     """Why it can't be sent yet, if so, and in how many seconds to look again."""
     if notice.target is Target.WEBHOOK and not _secrets(rt):
-        return "SEEDANCE_WEBHOOK_SECRETS is not set", UNSIGNED
+        return UNSIGNED, LOOK_FOR_SECRET
     storing = any(one.due_at is not None for one in artifacts)
     if storing and notice.age < ARCHIVE_PATIENCE:
         return WAITS_FOR_ARCHIVE, min(LOOK_AGAIN, ARCHIVE_PATIENCE - notice.age)
