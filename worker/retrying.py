@@ -19,6 +19,8 @@ class RetryRefused(Exception):
 
     def __init__(self, generation_id: uuid.UUID, why: str, refusal: Refusal | None) -> None:
         super().__init__(f"generation {generation_id} is not retried: {why}")
+        self.told = f"generation {generation_id}: {why}"
+        """The same, shorter: for who says already that it was not retried."""
         self.refusal = refusal
         """None where its request does not keep today's bounds."""
 

@@ -7,16 +7,17 @@ refusal of its content by the provider can't be walked around.
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Connection, Row, exists, func, select, text, update
+from sqlalchemy import Connection, Row, exists, func, or_, select, text, update
 
 from models.base import table_of
 from models.error_classes import FINAL
+from models.ledger.table import Kind, LedgerEntry
 from models.lifecycle import TERMINAL, Note, Status
 from models.operating import actions
 from models.operating.actions import Action, By
@@ -26,6 +27,7 @@ from models.transitions.core import note
 g = table_of(Generation).c
 a = table_of(SubmitAttempt).c
 s = table_of(StrayTask).c
+c = table_of(LedgerEntry).c
 
 RETRYABLE = TERMINAL - {Status.COMPLETED}
 """What ended without a video."""
@@ -44,6 +46,7 @@ class Refusal(StrEnum):
     FINAL = "final"
     DOOR = "door"
     RETRIED = "retried"
+    GONE = "gone"
     RETRY = "retry"
     UNSETTLED = "unsettled"
     TASK = "task"
@@ -56,6 +59,8 @@ MEANS: Mapping[Refusal, str] = MappingProxyType(
         Refusal.FINAL: "the provider refused its content, which is final",
         Refusal.DOOR: "it was refused at the door: its producer must send it again, corrected",
         Refusal.RETRIED: "it was retried already; --again retries the last of its retries",
+        Refusal.GONE: "a retry of it is no longer kept, and how that ended: its producer must send"
+        " it again",
         Refusal.RETRY: "it is a retry itself; --again retries it all the same",
         Refusal.UNSETTLED: "the provider may still make a task of its last attempt",
         Refusal.TASK: "a remote task of its own was found, and may be paid; --again pays twice",
@@ -75,7 +80,11 @@ class End:
     unsettled: bool = False
     """An attempt without a definite answer, of which a task may still be made."""
     has_task: bool = False
-    """A remote task of its own that nobody follows, and that has not failed."""
+    """A remote task of its own that nobody follows and that has not failed, or that was charged
+    although the generation ended otherwise.
+    """
+    chain_lost: bool = False
+    """The generation that it was retried as is no longer kept."""
 
 
 def refuse(end: End, *, again: bool) -> Refusal | None:
@@ -90,6 +99,9 @@ def refuse(end: End, *, again: bool) -> Refusal | None:
         return Refusal.DOOR
     if end.unsettled:
         return Refusal.UNSETTLED
+    if end.chain_lost:
+        # It may have been refused for its content, or have a retry that runs: nobody knows.
+        return Refusal.GONE
     if again:
         return None
     if end.retried_as is not None:
@@ -104,11 +116,11 @@ _UNSETTLED = (
     .where(a.generation_id == g.id, text(OPEN_ATTEMPT_SQL), a.settle_at > func.now())
     .label("unsettled")
 )
-_HAS_TASK = (
-    exists()
-    .where(s.generation_id == g.id, s.kind != "foreign", s.status.not_in(_LESS))
-    .label("has_task")
-)
+_HAS_TASK = or_(
+    exists().where(s.generation_id == g.id, s.kind != "foreign", s.status.not_in(_LESS)),
+    # What ended without a video and was charged has one at the provider all the same.
+    exists().where(c.generation_id == g.id, c.kind == Kind.CHARGED),
+).label("has_task")
 DECIDING = (g.status, g.error_code, g.retry_of, g.retried_as, _UNSETTLED, _HAS_TASK)
 """The columns that `end_of` reads."""
 
@@ -159,14 +171,16 @@ def lock(conn: Connection, generation_id: uuid.UUID, *, again: bool) -> Locked |
     ).one_or_none()
     if row is None:
         return None
+    end = end_of(row)
     if again and row.retried_as is not None:
         # The first stays locked: whoever else goes along the chain comes behind.
         later = lock(conn, row.retried_as, again=True)
         if later is not None:
             return later
+        end = replace(end, chain_lost=True)
     return Locked(
         row.id,
-        end_of(row),
+        end,
         row.request,
         row.tenant,
         row.priority,

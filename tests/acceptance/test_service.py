@@ -105,7 +105,8 @@ def _message(app, broker) -> bytes:
 
 def test_no_message_carries_a_secret(service: Service):
     """What a worker publishes for others to take: ids and leases alone."""
-    service.ready(service.worker("-Q", "nobodys"))
+    idle = service.ready(service.worker("-Q", "nobodys"))
+    assert "nobodys is no queue of this service" in idle.text()
     media = {"type": "image_url", "image_url": "https://h/x.png?signed=very-secret"}
     text = {"type": "text", "text": "a prompt of somebody"}
     with redis.Redis.from_url(service.env["SEEDANCE_BROKER_URL"]) as broker:

@@ -200,8 +200,16 @@ class Lab(Steps):
             at = target
         assert at is view.status, (view.id, [e.event for e in history])
 
+    def _completed_unlike_told(self, view: GenerationView) -> bool:
+        """Told as failed, then seen completed: charged, beside a generation that stays failed."""
+        return (
+            view.status is not Status.COMPLETED
+            and "contradiction" in self.history(view.id)
+            and self.sim.task(view.remote_task_id)["status"] == "completed"
+        )
+
     def _check_credits(self, view: GenerationView) -> None:
-        if not view.ended:
+        if not view.ended or self._completed_unlike_told(view):
             return
         charged = Decimal(0)
         if view.remote_task_id is not None:
@@ -224,6 +232,7 @@ class Lab(Steps):
         seen_to_end |= {
             s.task_id for s in self.strays() if s.kind == "second" and s.status == "completed"
         }
+        seen_to_end |= {v.remote_task_id for v in views if self._completed_unlike_told(v)}
         assert booked == {task: Decimal(self.sim.task(task)["charged"]) for task in seen_to_end}
 
     def _check_tasks(self, views: list[GenerationView]) -> None:

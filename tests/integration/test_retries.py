@@ -178,6 +178,29 @@ def test_a_task_that_is_found_in_that_moment_counts(lab):
         assert retried.result(30) is Refusal.TASK
 
 
+def test_what_was_charged_although_it_failed_would_be_paid_twice(lab):
+    """The list shows later that the task completed: its video is there, and paid for."""
+    first = lab.send()
+    lab.sim.fault("get", "backwards", status="failed", times=1)
+    lab.run(lab.claim(first))
+    assert lab.get(first).status is S.FAILED
+    lab.end_tasks()
+    lab.reconcile()
+    assert lab.history(first)[-2:] == ["contradiction", "charged"]
+    assert refused(lab, first) is Refusal.TASK
+    assert lab.get(again(lab, first, again=True)).status is S.ACCEPTED
+
+
+def test_a_chain_with_a_link_that_is_gone_is_not_gone_on_with(lab):
+    """How that link ended is not known any more: it may have been refused for good."""
+    first = failed(lab)
+    second = again(lab, first)
+    lab.sql("DELETE FROM generations WHERE id = :i", i=second)
+    assert refused(lab, first) is Refusal.RETRIED
+    assert refused(lab, first, again=True) is Refusal.GONE
+    assert lab.get(first).retried_as == second
+
+
 def test_a_deadline_that_has_passed_does_not_end_it_again(lab):
     first = failed(lab)
     lab.sql("UPDATE generations SET deadline_at = now()")

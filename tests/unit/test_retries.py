@@ -38,6 +38,7 @@ def test_what_has_not_ended_is_not_retried(status: Status, again: bool):
         (End(**FAILED, retried_as=ID), Refusal.RETRIED, None),
         (End(**FAILED, retry_of=ID), Refusal.RETRY, None),
         (End(**FAILED, has_task=True), Refusal.TASK, None),
+        (End(**FAILED, retried_as=ID, chain_lost=True), Refusal.GONE, Refusal.GONE),
     ],
 )
 def test_the_rest(end: End, careless: Refusal | None, again: Refusal | None):

@@ -121,6 +121,11 @@ def worker(
     from worker.app import app
 
     options: dict[str, Any] = {} if queues is None else {"queues": queues}
+    ours = sorted(queue.name for queue in app.conf.task_queues)
+    for foreign in sorted(set((queues or "").split(",")) - {"", *ours}):
+        log.warning(
+            "%s is no queue of this service: a slip in the name? (%s)", foreign, ", ".join(ours)
+        )
     node = host_format(name or f"seedance-{os.getpid()}@%h")
     if "@" not in node:
         node = host_format(f"{node}@%h")

@@ -132,7 +132,7 @@ def _retry(
                     conn.commit()
                 made[generation_id] = new
         except RetryRefused as error:
-            refused[str(error) if one or error.refusal is None else MEANS[error.refusal]] += 1
+            refused[error.told if one or error.refusal is None else MEANS[error.refusal]] += 1
         except BudgetExceeded as error:
             tenant = error.room.budget.tenant
             refused[str(error) if one else f"tenant {tenant!r} has no budget left for it"] += 1
@@ -152,5 +152,5 @@ def _tell(
         click.echo(f"{of} is retried as {new}")
     if dry_run:
         click.echo(f"{len(meant)} would be retried; nothing was done")
-    elif len(meant) != 1:
+    elif len(meant) > 1 or not (meant or refused):
         click.echo(f"{len(made)} of {len(meant)} retried")
