@@ -23,8 +23,8 @@ $(STAMP): requirements/dev.txt pyproject.toml
 demo: setup ## the whole service at work, against a simulated provider
 	$(BIN)/seedance demo
 
-test: setup ## every test
-	$(BIN)/python -m pytest
+test: setup ## every test, in as many processes as pay [PARALLEL=0: in one]
+	$(BIN)/python -m pytest -n $(or $(PARALLEL),auto)
 
 unit integration acceptance: setup ## one tier of the tests
 	$(BIN)/python -m pytest tests/$@

@@ -1,4 +1,4 @@
-"""Shared fixtures: real servers once per run, a fresh database for each test that asks for one.
+"""Shared fixtures: real servers once per process of a run, a fresh database for each test of them.
 
 A test that uses none of them does no I/O; the servers start when first asked for.
 """
@@ -22,6 +22,30 @@ from worker.settings import Settings, load_settings
 def pytest_configure(config: pytest.Config) -> None:
     """SIGTERM ends a run as Ctrl-C does: with its servers and workers stopped."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+# Imported where they are needed: a run of one process does without xdist.
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    from tests import sharing
+
+    return sharing.scheduler(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    from tests import sharing
+
+    return sharing.processes()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        from tests import sharing
+
+        sharing.sort(items)
 
 
 @pytest.fixture(autouse=True)

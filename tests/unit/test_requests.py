@@ -181,7 +181,7 @@ def test_names_may_be_in_any_script():
         {"a": b"bytes"},
         {"a": Decimal(1)},
         {"a": datetime(2026, 1, 1, tzinfo=UTC)},
-        {"a": uuid.uuid4()},
+        {"a": uuid.UUID(int=1)},
     ],
     ids=repr,
 )
