@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
+from typing import Any
 
-from sqlalchemy import Connection, delete, func, select, text, update
+from sqlalchemy import ColumnElement, Connection, Select, delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from models import transitions
@@ -154,13 +155,18 @@ def hold(conn: Connection, tenants: Iterable[str]) -> list[str]:
     """Which of the tenants have a budget that refuses. Nobody else enqueues for them until this
     transaction ends: two requests that race must not both have the last credits.
     """
-    held = conn.execute(
+    held = conn.execute(refusing(among(_budgets.c.tenant, sorted(tenants)))).scalars()
+    return list(dict.fromkeys(held))
+
+
+def refusing(of: ColumnElement[bool]) -> Select[Any]:
+    """Locks the budgets that refuse, of some tenants: their names."""
+    return (
         select(_budgets.c.tenant)
-        .where(among(_budgets.c.tenant, sorted(tenants)), _budgets.c.policy == Policy.REFUSE)
+        .where(of, _budgets.c.policy == str(Policy.REFUSE))
         .order_by(_budgets.c.tenant, _budgets.c.period)
         .with_for_update()
-    ).scalars()
-    return list(dict.fromkeys(held))
+    )
 
 
 def check(conn: Connection, costs: dict[str, Decimal]) -> None:

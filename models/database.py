@@ -1,5 +1,6 @@
 """Reaching the database: one address form, one engine, one way to begin."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import make_conninfo
 from sqlalchemy import URL, Engine, ExceptionContext, create_engine, event, make_url
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 DRIVER = "postgresql+psycopg"
 
@@ -56,8 +59,10 @@ def make_engine(
     pool_size: int = 5,
     application: str = "seedance",
     options: Mapping[str, Any] | None = None,
+    trusted: float = 0.0,
 ) -> Engine:
-    """An engine for one process. Connections are made when first needed, and checked when used.
+    """An engine for one process. Connections are made when first needed, and checked when used;
+    those that were used within `trusted` seconds are not.
 
     Statements that take over 30 s or wait over 10 s for a lock are given up: leases end, and
     the work is simply due again. `options` are execution options of every connection.
@@ -67,7 +72,7 @@ def make_engine(
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_timeout=10,
-        pool_pre_ping=True,
+        pool_pre_ping=trusted <= 0,
         execution_options=dict(options or {}),
         hide_parameters=True,  # they hold signed URLs and prompts, and errors are logged
         connect_args={
@@ -83,7 +88,39 @@ def make_engine(
         },
     )
     event.listen(engine, "handle_error", _without_the_row)
+    if trusted > 0:
+        _check_the_idle(engine, trusted)
     return engine
+
+
+_USED = "seedance_used"
+"""In a pooled connection's `info`: when it was given back, by the monotonic clock."""
+
+
+def _check_the_idle(engine: Engine, trusted: float) -> None:
+    """Check a connection that was idle for over so many seconds, and replace it if it is dead.
+
+    A check is a round trip: as much as the one statement of an enqueue.
+    """
+
+    def given_back(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:  # noqa: ARG001
+        record.info[_USED] = time.monotonic()
+
+    def taken(
+        dbapi_connection: Any,
+        record: ConnectionPoolEntry,
+        proxy: Any,  # noqa: ARG001
+    ) -> None:
+        used = record.info.get(_USED)
+        if used is None or time.monotonic() - used <= trusted:
+            return
+        try:
+            engine.dialect.do_ping(dbapi_connection)
+        except psycopg.Error as error:
+            raise DisconnectionError(f"it was gone: {type(error).__name__}") from error
+
+    event.listen(engine, "checkin", given_back)
+    event.listen(engine, "checkout", taken)
 
 
 def _without_the_row(context: ExceptionContext) -> None:

@@ -1,43 +1,25 @@
 """Accepting a request: the row that makes it durable, written once however often it is sent."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
-from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import CTE, ColumnElement, Connection, func, literal, select
+from sqlalchemy import Connection, func, select
 from sqlalchemy.dialects.postgresql import insert
 
-from models import budgets, ledger, notices, schedule
+from models import budgets, intake_rows, notices
 from models.base import table_of
-from models.ledger.booking import NEEDED
+from models.intake_rows import Found, NewGeneration
 from models.lifecycle import Event, Status
-from models.marks import fingerprint, producer_seed
-from models.tables import DEFAULT_TENANT, Generation, GenerationEvent
+from models.tables import DEFAULT_TENANT, Generation
 
 _generations = table_of(Generation)
-_events = table_of(GenerationEvent)
 g = _generations.c
 
-
-@dataclass(frozen=True)
-class NewGeneration:
-    """A checked request, ready to be stored. `request` is normalised: every default filled in."""
-
-    id: uuid.UUID
-    request: dict[str, Any]
-    estimated_cost: Decimal
-    has_sources: bool = False
-    tenant: str = DEFAULT_TENANT
-    priority: int = 0
-    idempotency_key: str | None = None
-    metadata: dict[str, Any] | None = None
-    deadline: datetime | None = None
-    notify: dict[str, Any] | None = None
-    trace: str | None = None
-    """The trace that it is enqueued in, as W3C `traceparent`."""
+BATCH = 1_000
+"""Requests that one statement stores."""
 
 
 class IdempotencyConflict(ValueError):
@@ -58,99 +40,77 @@ def accept(conn: Connection, new: NewGeneration) -> Accepted:
     Raises IdempotencyConflict where the id or the key stands for a different request, and
     BudgetExceeded.
     """
-    return accept_many(conn, [new])[0]
+    return accept_at_once(conn, new) or accept_many(conn, [new])[0]
+
+
+def accept_at_once(conn: Connection, new: NewGeneration) -> Accepted | None:
+    """`accept` in one statement, which needs no transaction around it.
+
+    None, and nothing stored, where the tenant has a budget to be asked: that takes a transaction.
+    """
+    left_out = intake_rows.store(conn, [new], asking={new.tenant})
+    return None if left_out is None else _answers(conn, [new], left_out)[0]
 
 
 def accept_many(conn: Connection, requests: Sequence[NewGeneration]) -> list[Accepted]:
-    """Store many requests in one statement; the answers are in the order of `requests`.
+    """Store many requests, each batch in one statement; the answers are in the order of `requests`.
 
-    Raises BudgetExceeded where a tenant's budget does not cover what is new of its: none is
-    stored then.
+    Raises IdempotencyConflict, and BudgetExceeded where a tenant's budget does not cover what is
+    new of its: none is stored then.
     """
     if not requests:
         return []
-    if not budgets.hold(conn, {new.tenant for new in requests}):
-        return _store(conn, requests)
+    # In one order everywhere: two lists with the same keys must not wait for each other.
+    ordered = sorted(requests, key=_order)
+    batches = [ordered[i : i + BATCH] for i in range(0, len(ordered), BATCH)]
     # Undone where it is refused, whatever the caller makes of its transaction then.
     with conn.begin_nested():
-        accepted = _store(conn, requests)
-        costs: dict[str, Decimal] = {}
-        for new, stored in zip(requests, accepted, strict=True):
-            if stored.created:
-                costs[new.tenant] = costs.get(new.tenant, Decimal(0)) + new.estimated_cost
-        budgets.check(conn, costs)
-        return accepted
+        held = budgets.hold(conn, {new.tenant for new in requests})
+        left_out = _store(conn, batches)
+        accepted = _answers(conn, requests, left_out)
+        if held:
+            budgets.check(conn, _costs(new for new in requests if new.id not in left_out))
+    return accepted
 
 
-def _store(conn: Connection, requests: Sequence[NewGeneration]) -> list[Accepted]:
-    made = (
-        insert(_generations)
-        # In one order everywhere: two batches with the same keys must not wait for each other.
-        .values([_row(new) for new in sorted(requests, key=_order)])
-        .on_conflict_do_nothing()
-        .returning(g.id, *NEEDED.values())
-        .cte("made")
-    )
-    told = _told(made.c.id, Event.ACCEPT)
-    booked = ledger.on_accept(made, told)
-    created = set(conn.execute(select(made.c.id).add_cte(told, booked)).scalars())
-    if created:
-        schedule.wake(conn)
-    return [
-        Accepted(new.id, created=True) if new.id in created else _existing(conn, new)
-        for new in requests
-    ]
+def _costs(requests: Iterable[NewGeneration]) -> dict[str, Decimal]:
+    costs: dict[str, Decimal] = {}
+    for new in requests:
+        costs[new.tenant] = costs.get(new.tenant, Decimal(0)) + new.estimated_cost
+    return costs
 
 
-def _told(ids: ColumnElement[uuid.UUID], event: Event) -> CTE:
-    to_status = Status.FAILED if event is Event.REJECT else Status.ACCEPTED
-    return (
-        insert(_events)
-        .from_select(
-            ["generation_id", "event", "to_status"],
-            select(ids, literal(str(event)), literal(str(to_status))),
-        )
-        .returning(_events.c.id, _events.c.generation_id)
-        .cte("told")
-    )
+def _store(conn: Connection, batches: Iterable[Sequence[NewGeneration]]) -> set[uuid.UUID]:
+    left_out: set[uuid.UUID] = set()
+    for batch in batches:
+        left_out |= intake_rows.store(conn, batch) or set()
+    return left_out
 
 
 def _order(new: NewGeneration) -> tuple[str, str]:
     return new.tenant, new.idempotency_key or ""
 
 
-def _row(new: NewGeneration) -> dict[str, Any]:
-    seed = producer_seed(new.request)
-    return {
-        "id": new.id,
-        "status": str(Status.ACCEPTED),
-        "request": new.request,
-        "metadata": new.metadata,
-        "notify": new.notify,
-        "idempotency_key": new.idempotency_key,
-        "tenant": new.tenant,
-        "priority": new.priority,
-        "deadline_at": new.deadline,
-        "has_sources": new.has_sources,
-        "estimated_cost": new.estimated_cost,
-        # Known before admission only for a seed that the producer fixed.
-        "fingerprint": None if seed is None else fingerprint(new.request, seed),
-        "due_at": func.now(),
-        "trace": new.trace,
-    }
+def _answers(
+    conn: Connection, requests: Sequence[NewGeneration], left_out: Set[uuid.UUID]
+) -> list[Accepted]:
+    if not left_out:
+        return [Accepted(new.id, created=True) for new in requests]
+    found = intake_rows.found(conn, [new for new in requests if new.id in left_out])
+    return [
+        _same(new, found[new.id]) if new.id in left_out else Accepted(new.id, created=True)
+        for new in requests
+    ]
 
 
-def _existing(conn: Connection, new: NewGeneration) -> Accepted:
-    same_key = (g.tenant == new.tenant) & (g.idempotency_key == new.idempotency_key)
-    found = (g.id == new.id) if new.idempotency_key is None else (g.id == new.id) | same_key
-    row = conn.execute(select(g.id, g.request).where(found).limit(1)).one()
-    if row.request != new.request:
-        by = f"id {new.id}" if row.id == new.id else f"idempotency_key {new.idempotency_key!r}"
+def _same(new: NewGeneration, found: Found) -> Accepted:
+    if found.request != new.request:
+        by = f"id {new.id}" if found.id == new.id else f"idempotency_key {new.idempotency_key!r}"
         raise IdempotencyConflict(
-            f"{by} was used before, by generation {row.id}, for a different request;"
+            f"{by} was used before, by generation {found.id}, for a different request;"
             " use a new key for a new request"
         )
-    return Accepted(row.id, created=False)
+    return Accepted(found.id, created=False)
 
 
 @dataclass(frozen=True)
@@ -188,7 +148,7 @@ def record_refused(conn: Connection, refused: RefusedRequest) -> bool:
         .returning(g.id)
         .cte("made")
     )
-    told = _told(made.c.id, Event.REJECT)
+    told = intake_rows.told(made.c.id, Event.REJECT)
     created = conn.execute(select(made.c.id).add_cte(told)).first() is not None
     if created and refused.notify is not None:
         notices.write(conn, [refused.id])

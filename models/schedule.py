@@ -288,9 +288,13 @@ def next_due_in(conn: Connection, *, within: float = 3600.0, by_list: bool = Fal
     return None if seconds is None else float(seconds)
 
 
+WAKE = func.pg_notify(CHANNEL, "")
+"""Tells the dispatchers, once its transaction commits, that something may be due."""
+
+
 def wake(conn: Connection) -> None:
     """Tell the dispatchers, once this transaction commits, that something may be due."""
-    conn.execute(select(func.pg_notify(CHANNEL, "")))
+    conn.execute(select(WAKE))
 
 
 # --- the limit that the provider teaches -------------------------------------------------------

@@ -13,13 +13,12 @@ after the commit, or neither. Without one it is stored at once. Only SEEDANCE_DA
 needed; no broker and no API key.
 """
 
-import itertools
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
@@ -28,18 +27,23 @@ from api_client import GenerationRequest, InvalidRequest
 from models import budgets, intake, reads, schedule, transitions
 from models.budgets import BudgetExceeded, BudgetView, Room
 from models.intake import IdempotencyConflict
+from models.intake_rows import NewGeneration
 from models.reads import EventView, GenerationView
 from worker import retrying
 from worker.author import author
-from worker.producer_database import connection, engine, follower, joined
-from worker.requests import check_request, new_generation
+from worker.producer_database import (
+    connection,
+    engine,
+    follower,
+    joined,
+    surely,
+    without_transaction,
+)
+from worker.requests import check_options, check_request, new_generation, with_options
 from worker.retrying import RetryRefused
 from worker.waiting import Deadline, Ends, History, StillRunningError, UnknownGenerationError
 
-BATCH = 1_000
-
 Request = GenerationRequest | Mapping[str, Any]
-_T = TypeVar("_T")
 
 
 def enqueue(
@@ -71,8 +75,20 @@ def enqueue(
         notify=notify,
         deadline=deadline,
     )
+    if session is None:
+        return surely(lambda: _stored_alone(new))
     with connection(session) as conn:
         return intake.accept(conn, new).id
+
+
+def _stored_alone(new: NewGeneration) -> uuid.UUID:
+    """In one round trip, but where a budget is to be asked."""
+    with without_transaction() as conn:
+        accepted = intake.accept_at_once(conn, new)
+    if accepted is None:
+        with connection(None) as conn:
+            accepted = intake.accept(conn, new)
+    return accepted.id
 
 
 def enqueue_many(
@@ -96,30 +112,24 @@ def enqueue_many(
         raise InvalidRequest(
             "idempotency_keys", f"{len(idempotency_keys)} keys", f"{len(listed)}, one per request"
         )
+    options = check_options(
+        priority=priority, tenant=tenant, metadata=metadata, notify=notify, deadline=deadline
+    )
     new = []
     for place, request in enumerate(listed):
+        key = idempotency_keys[place] if idempotency_keys else None
         try:
-            new.append(
-                new_generation(
-                    request,
-                    idempotency_key=idempotency_keys[place] if idempotency_keys else None,
-                    priority=priority,
-                    tenant=tenant,
-                    metadata=metadata,
-                    notify=notify,
-                    deadline=deadline,
-                )
-            )
+            new.append(with_options(request, options, idempotency_key=key))
         except InvalidRequest as error:
             raise InvalidRequest(
                 f"requests[{place}].{error.field}", error.value, error.allowed
             ) from None
-    with connection(session) as conn:
-        return [
-            accepted.id
-            for batch in _batched(new, BATCH)
-            for accepted in intake.accept_many(conn, batch)
-        ]
+
+    def store() -> list[uuid.UUID]:
+        with connection(session) as conn:
+            return [accepted.id for accepted in intake.accept_many(conn, new)]
+
+    return surely(store) if session is None else store()
 
 
 def estimate(request: Request) -> Decimal:
@@ -240,12 +250,6 @@ def _found(conn: Connection, generation_id: uuid.UUID) -> GenerationView:
     if view is None:
         raise UnknownGenerationError(f"there is no generation {generation_id}")
     return view
-
-
-def _batched(items: Sequence[_T], size: int) -> Iterator[list[_T]]:
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch
 
 
 __all__ = [

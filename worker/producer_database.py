@@ -3,17 +3,25 @@ from another framework.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from sqlalchemy import Connection, Engine, NullPool, create_engine
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from models.database import DRIVER, make_engine
 from worker.follower import Follower
 from worker.variables import SettingsError, secret
+
+T = TypeVar("T")
+
+TRUSTED = 1.0
+"""Seconds for which a connection is taken for alive after its last use. What is stored then over
+one that is dead is stored again over another (`surely`).
+"""
 
 _engines: dict[tuple[int, str], Engine] = {}
 _followers: dict[Engine, Follower] = {}
@@ -30,7 +38,7 @@ def engine() -> Engine:
     key = (os.getpid(), url)
     if key not in _engines:
         try:
-            _engines[key] = make_engine(url, application="seedance-producer")
+            _engines[key] = make_engine(url, application="seedance-producer", trusted=TRUSTED)
         except ValueError as error:
             raise SettingsError(f"SEEDANCE_DATABASE_URL {error}") from None
     return _engines[key]
@@ -54,6 +62,27 @@ def connection(session: Session | Connection | None) -> Iterator[Connection]:
     else:
         with engine().begin() as conn:
             yield conn
+
+
+@contextmanager
+def without_transaction() -> Iterator[Connection]:
+    """A connection of its own on which each statement is a transaction."""
+    with engine().connect() as conn:
+        yield conn.execution_options(isolation_level="AUTOCOMMIT")
+
+
+def surely(store: Callable[[], T]) -> T:
+    """Do it, and once more if its connection turns out to be dead.
+
+    Whether the first try was committed is then unknown. So only for what changes nothing when it
+    is done twice: a generation under its id.
+    """
+    try:
+        return store()
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+    return store()
 
 
 class _Borrowed:

@@ -197,7 +197,7 @@ def test_a_message_over_budget_ends_as_a_failed_generation_that_says_so(rt, step
     assert steps.history(generation_id) == ["reject"]
 
 
-def test_who_has_no_budget_pays_one_query_for_it(conn):
+def test_who_has_no_budget_pays_no_statement_for_it(conn):
     statements = []
 
     def listen(conn, cursor, statement, parameters, context, executemany):
@@ -206,7 +206,7 @@ def test_who_has_no_budget_pays_one_query_for_it(conn):
     event.listen(conn, "before_cursor_execute", listen)
     enqueue(conn)
     event.remove(conn, "before_cursor_execute", listen)
-    assert len(statements) == 3, "budgets, the row with event and entry, the wake-up"
+    assert len(statements) == 1, "budgets, the row with event and entry, the wake-up"
     assert sum("budgets" in statement for statement in statements) == 1
 
 

@@ -1,17 +1,21 @@
 """What a producer calls, as a producer calls it."""
 
+import threading
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 
+import psycopg
 import pytest
-from sqlalchemy import Engine, func, select, text
+from sqlalchemy import Engine, event, func, select, text
 from sqlalchemy.orm import Session
 
+from models import intake
 from models.lifecycle import Status
 from models.tables import Generation
 from tests.integration import rows
-from worker import producer, producer_database
+from worker import producer_database
 from worker.embedded_postgres import EmbeddedPostgres
 from worker.producer import (
     GenerationRequest,
@@ -126,7 +130,7 @@ def test_many_in_their_order(engine):
 
 
 def test_many_in_several_statements_are_still_all_or_none(engine, monkeypatch):
-    monkeypatch.setattr(producer, "BATCH", 3)
+    monkeypatch.setattr(intake, "BATCH", 3)
     keys = [f"k{n}" for n in range(8)]
     ids = enqueue_many([REQUEST] * 8, idempotency_keys=keys)
     assert len(set(ids)) == 8
@@ -135,6 +139,98 @@ def test_many_in_several_statements_are_still_all_or_none(engine, monkeypatch):
     with pytest.raises(IdempotencyConflict):
         enqueue_many([REQUEST] * 7 + [other], idempotency_keys=["new", *keys[1:]])
     assert count(engine) == 8, "not even the first of them"
+
+
+def test_a_conflict_among_many_leaves_nothing_of_them_in_the_callers_transaction(engine):
+    other = {"content": [{"type": "text", "text": "a dog"}]}
+    with Session(engine) as session, session.begin():
+        first = enqueue(REQUEST, session=session, idempotency_key="k")
+        with pytest.raises(IdempotencyConflict, match=f"'k'.*{first}"):
+            enqueue_many([REQUEST, other], session=session, idempotency_keys=["new", "k"])
+        enqueue(other, session=session, idempotency_key="k2")
+    assert count(engine) == 2
+
+
+def test_two_lists_with_the_same_keys_do_not_block_each_other(engine, monkeypatch):
+    """Each takes its keys in an order of its own; over all its statements they are taken in one."""
+    monkeypatch.setattr(intake, "BATCH", 1)
+    for turn in range(5):
+        keys = [f"{turn}-{n}" for n in range(40)]
+        ready = threading.Barrier(2)
+
+        def run(mine: list[str], ready: threading.Barrier = ready) -> list[uuid.UUID]:
+            ready.wait(10)
+            return enqueue_many([REQUEST] * len(mine), idempotency_keys=mine)
+
+        with ThreadPoolExecutor(2) as pool:
+            ahead, back = pool.map(run, (keys, keys[::-1]))
+        assert ahead == back[::-1]
+    assert count(engine) == 200
+
+
+def _end_connections(engine: Engine) -> None:
+    """As a restart of the server, or of what stands before it, does."""
+    with engine.connect() as conn:
+        ended = conn.execute(
+            text(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                " WHERE application_name = 'seedance-producer'"
+            )
+        ).scalars()
+        assert list(ended) == [True]
+
+
+def test_a_connection_that_died_fails_no_enqueue(engine, monkeypatch):
+    monkeypatch.setattr(producer_database, "TRUSTED", 3600.0)  # it is not looked at before
+    enqueue(REQUEST)
+    _end_connections(engine)
+    enqueue(REQUEST)
+    _end_connections(engine)
+    assert len(enqueue_many([REQUEST] * 3)) == 3
+    assert count(engine) == 5
+
+
+def test_one_that_was_idle_is_looked_at_before_it_is_used(engine, monkeypatch):
+    monkeypatch.setattr(producer_database, "TRUSTED", 1e-9)
+    generation_id = enqueue(REQUEST)
+    _end_connections(engine)
+    assert get(generation_id).status is Status.ACCEPTED, "a read is not tried again"
+
+
+@pytest.mark.parametrize("budget", [False, True])
+def test_stored_though_the_answer_was_lost_it_is_still_one(engine, budget):
+    if budget:
+        with engine.begin() as conn:
+            conn.execute(text("INSERT INTO budgets VALUES ('default', 'day', 9, 'refuse')"))
+    own = producer_database.engine()
+    lost = []
+
+    def lose(dbapi_connection: object) -> None:
+        if not lost:
+            lost.append(1)
+            dbapi_connection.close()
+            raise psycopg.OperationalError("the connection is lost")
+
+    def answered(conn, cursor, statement, parameters, context, many):
+        if "INSERT INTO generations" in statement and not budget:
+            lose(conn.connection.driver_connection)
+
+    event.listen(own, "after_cursor_execute", answered)
+    if budget:
+        commit = own.dialect.do_commit
+
+        def committed(dbapi_connection):
+            commit(dbapi_connection)
+            lose(dbapi_connection.driver_connection)
+
+        own.dialect.do_commit = committed
+    generation_id = enqueue(REQUEST, idempotency_key="k")
+    assert lost
+    assert count(engine) == 1
+    assert get(generation_id).status is Status.ACCEPTED
+    assert enqueue(REQUEST, idempotency_key="k") == generation_id
+    with engine.begin() as conn:
+        conn.execute(text("TRUNCATE budgets"))
 
 
 def test_the_wrong_one_of_many_is_named_by_its_place(engine):

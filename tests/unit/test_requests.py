@@ -5,11 +5,14 @@ from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from api_client import GenerationRequest, InvalidRequest
 from worker.requests import (
     MAX_METADATA_BYTES,
     MAX_REQUEST_BYTES,
+    _checked,
     check_request,
     is_source,
     new_generation,
@@ -53,6 +56,50 @@ def test_every_default_is_filled_in_so_that_equal_requests_are_equal():
     assert not checked.has_sources
     assert check_request(GenerationRequest.model_validate(request())) == checked
     assert check_request(checked.body) == checked, "checking again changes nothing"
+
+
+_ODD = st.sampled_from(
+    [None, True, False, 0, 1, -1, 5, 5.0, "5", 4, 16, 2**31, 2**63, "", "x", "16:9", "adaptive",
+     "1080p", "480p", "seedance-2.0-fast", "text", "image_url", "path:a.png", "\x00", "\ud800",
+     "한국", [], {}, b"x"]
+)  # fmt: skip
+_FIELDS = st.sampled_from([*GenerationRequest.model_fields, "unknown"])
+_ITEM = st.one_of(
+    st.just(TEXT),
+    st.dictionaries(st.sampled_from(["type", "text", "image_url"]), _ODD, max_size=3),
+    _ODD,
+)
+
+
+def told(check) -> object:
+    try:
+        return check()
+    except InvalidRequest as error:
+        return str(error)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.dictionaries(_FIELDS, _ODD, max_size=3), st.lists(_ITEM, max_size=3))
+def test_what_was_found_good_before_is_checked_as_what_was_not(options, content):
+    """The short way through says what the whole check says, of the good and of the bad."""
+    asked = {"content": content, **options}
+    for _ in range(2):
+        assert told(lambda: check_request(asked)) == told(
+            lambda: _checked(GenerationRequest.model_validate(asked))
+        )
+
+
+def test_options_are_not_known_by_values_that_only_compare_equal():
+    assert check_request(request(duration=5, watermark=True)).body["watermark"] is True
+    refused("duration", request(duration=5.0, watermark=True))
+    refused("watermark", request(duration=5, watermark=1))
+
+
+def test_what_is_known_is_not_changed_by_who_asked():
+    check_request(request(duration=7)).body["duration"] = 15
+    check_request(request(duration=7)).body["content"].append({"type": "text", "text": "more"})
+    assert check_request(request(duration=7)).body["duration"] == 7
+    assert check_request(request(duration=7)).body["content"] == [TEXT]
 
 
 @pytest.mark.parametrize(

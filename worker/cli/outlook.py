@@ -5,7 +5,7 @@ import click
 from models import budgets, credit
 from models.budgets import Policy, Room
 from models.credit import Funds
-from models.intake import NewGeneration
+from models.intake_rows import NewGeneration
 from worker.cli import output
 from worker.cli.budget import room_json
 from worker.cli.context import database

@@ -150,8 +150,8 @@ PROTECTIONS = (
         (
             Edit(
                 SCHEDULE,
-                '    conn.execute(select(func.pg_notify(CHANNEL, "")))\n',
-                '    conn.execute(select(func.length("")))\n',
+                'WAKE = func.pg_notify(CHANNEL, "")\n',
+                'WAKE = func.length("")\n',
             ),
         ),
         (
@@ -346,9 +346,9 @@ PROTECTIONS = (
         "a message delivered twice makes one row",
         (
             Edit(
-                "models/intake.py",
-                "        .values([_row(new) for new in sorted(requests, key=_order)])\n        .on_conflict_do_nothing()\n",
-                "        .values([_row(new) for new in sorted(requests, key=_order)])\n",
+                "models/intake_rows.py",
+                '        .from_select([*(column.name for column in _COLUMNS), "status", "due_at"], rows)\n        .on_conflict_do_nothing()\n',
+                '        .from_select([*(column.name for column in _COLUMNS), "status", "due_at"], rows)\n',
             ),
         ),
         (
