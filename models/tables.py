@@ -166,6 +166,13 @@ class Generation(Base):
         ),
         Index("ix_generations_created", "created_at", "id"),
         Index("ix_generations_submitted", "submitted_at"),
+        # What completed lately: the archive asks whether it has been passed by.
+        Index(
+            "ix_generations_completed",
+            "finished_at",
+            "id",
+            postgresql_where=text("status = 'completed'"),
+        ),
         Index(
             "ix_generations_attention",
             "attention_at",

@@ -2,7 +2,7 @@
 
 import uuid
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Self
 
@@ -12,6 +12,7 @@ from models import storable
 from models.artifacts.table import Artifact, Kind
 from models.base import table_of
 from models.lifecycle import Note, Observation, Status
+from models.metrics import pulses
 from models.notices import delivery
 from models.tables import Generation, GenerationEvent
 from models.transitions import in_seconds
@@ -24,6 +25,9 @@ _events = table_of(GenerationEvent)
 ALARM_AFTER = timedelta(days=1)
 """So long after its generation's end what still isn't stored asks for an operator: six days before
 the provider lets go of it."""
+
+CAUGHT_UP = "archive_catch_up"
+"""The pulse that says up to when all that completed was asked for."""
 
 MOST_ERROR = 500
 """Characters of an error that are kept."""
@@ -220,25 +224,64 @@ def _tell(conn: Connection, key: Key, what: Note, detail: dict[str, Any]) -> Non
     )
 
 
+OVERLAP = timedelta(minutes=15)
+"""So far a pass goes back behind the one before: far longer than a transaction may take."""
+
+_SINCE = text(
+    """
+    SELECT greatest(now() - interval '7 days', max(at) - :overlap) FROM pulses WHERE name = :pulse
+    """
+)
+
 _MISSING = text(
     """
-    INSERT INTO artifacts (generation_id, kind, due_at, available_until)
-    SELECT g.id, k.kind, now(), g.finished_at + interval '7 days'
-    FROM generations g CROSS JOIN (VALUES ('video'), ('last_frame')) k (kind)
-    WHERE g.created_at > now() - interval '14 days'
-      AND g.status = 'completed' AND g.finished_at > now() - interval '7 days'
-      AND (k.kind = 'video' OR g.last_frame_url IS NOT NULL)
-      AND NOT EXISTS (
-          SELECT FROM artifacts a WHERE a.generation_id = g.id AND a.kind = k.kind)
-    LIMIT :most
-    ON CONFLICT DO NOTHING
+    WITH next AS MATERIALIZED (
+        SELECT id, finished_at, last_frame_url FROM generations
+        WHERE status = 'completed' AND finished_at >= :since AND (finished_at, id) > (:since, :last)
+        ORDER BY finished_at, id LIMIT :most
+    ), asked AS (
+        INSERT INTO artifacts (generation_id, kind, due_at, available_until)
+        SELECT n.id, k.kind, now(), n.finished_at + interval '7 days'
+        FROM next n CROSS JOIN (VALUES ('video'), ('last_frame')) k (kind)
+        WHERE (k.kind = 'video' OR n.last_frame_url IS NOT NULL)
+          AND NOT EXISTS (
+              SELECT FROM artifacts a WHERE a.generation_id = n.id AND a.kind = k.kind)
+        ORDER BY n.id, k.kind
+        ON CONFLICT DO NOTHING
+        RETURNING 1
+    )
+    SELECT n.finished_at AS since, n.id AS last, (SELECT count(*) FROM asked) AS asked,
+           (SELECT count(*) FROM next) AS looked_at
+    FROM next n ORDER BY n.finished_at DESC, n.id DESC LIMIT 1
     """
 )
 
 
-def catch_up(conn: Connection, *, most: int) -> int:
-    """Ask for what completed while no archive was configured, up to so many; returns how many.
+@dataclass(frozen=True)
+class Place:
+    """How far a pass has come: by the time of completion, which has an index."""
 
-    By the time of acceptance, which has an index: what took over a week to complete is passed by.
+    since: datetime
+    last: uuid.UUID = uuid.UUID(int=0)
+
+
+def behind(conn: Connection) -> Place:
+    """Where a pass begins: a little before the last one ended, a week ago if there was none.
+
+    So what a pass costs grows with what has completed since, not with what there is.
     """
-    return conn.execute(_MISSING, {"most": most}).rowcount
+    values = {"overlap": OVERLAP, "pulse": CAUGHT_UP}
+    return Place(conn.execute(_SINCE, values).scalar_one())
+
+
+def catch_up(conn: Connection, place: Place, *, most: int) -> tuple[int, Place | None]:
+    """Ask for what completed while no archive was configured, looking at up to so many.
+
+    Returns how many files that were, and where to go on; None at the end, which is kept for the
+    next pass.
+    """
+    row = conn.execute(_MISSING, {**vars(place), "most": most}).one_or_none()
+    if row is not None and row.looked_at == most:
+        return row.asked, Place(row.since, row.last)
+    pulses.tell(conn, CAUGHT_UP)
+    return (0 if row is None else row.asked), None

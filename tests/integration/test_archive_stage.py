@@ -19,7 +19,7 @@ import simulator
 from models import choosing, reads
 from models.artifacts import Kind, reading, storing
 from models.artifacts.reading import ArtifactView
-from models.artifacts.storing import Key
+from models.artifacts.storing import CAUGHT_UP, Key
 from models.choosing import Choice
 from models.lifecycle import Status
 from tests.conftest import MakeRuntime
@@ -164,6 +164,31 @@ def test_what_the_provider_no_longer_has_is_not_asked_for(steps: Steps, lab):
     steps.until_ended(generation_id)
     lab.sql("UPDATE generations SET finished_at = now() - interval '169 hours'")
     assert catch_up.run(lab.rt) == 0
+
+
+def test_a_pass_looks_at_what_completed_since_the_one_before(lab):
+    """Not at all of a week, every five minutes."""
+    lab.completed()
+    lab.sql("DELETE FROM artifacts")
+    assert catch_up.run(lab.rt) == 1
+    lab.sql("DELETE FROM artifacts")
+    lab.sql("UPDATE generations SET finished_at = now() - interval '1 hour'")
+    assert catch_up.run(lab.rt) == 0
+    lab.sql("UPDATE pulses SET at = now() - interval '50 minutes' WHERE name = :n", n=CAUGHT_UP)
+    assert catch_up.run(lab.rt) == 1, "with what a long transaction may have kept back"
+    lab.sql("DELETE FROM artifacts")
+    lab.sql("DELETE FROM pulses")
+    assert catch_up.run(lab.rt) == 1
+
+
+def test_a_pass_goes_through_all_in_batches(lab, monkeypatch):
+    """Also of those that completed in one moment, as the task list's pages have it."""
+    monkeypatch.setattr(catch_up, "BATCH", 2)
+    for _ in range(5):
+        lab.completed(return_last_frame=True)
+    lab.sql("DELETE FROM artifacts")
+    lab.sql("UPDATE generations SET finished_at = (SELECT max(finished_at) FROM generations)")
+    assert catch_up.run(lab.rt) == 10
 
 
 def test_a_worker_without_an_archive_leaves_it_to_others(steps: Steps, lab):

@@ -14,6 +14,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, Engine, event, text
 
 from models import reads, schedule, submission
+from models.artifacts import storing
 from models.base import Base
 from models.database import make_engine
 from models.lifecycle import Status
@@ -246,6 +247,13 @@ def intend(conn: Connection) -> None:
     assert isinstance(submission.begin(conn, generation_id, 7, timing), submission.Intent)
 
 
+def catch_up(conn: Connection) -> None:
+    """A pass with the one before just over, and nothing completed since."""
+    storing.pulses.tell(conn, storing.CAUGHT_UP)
+    since = storing.behind(conn).since + 2 * storing.OVERLAP
+    assert storing.catch_up(conn, storing.Place(since), most=500) == (0, None)
+
+
 @pytest.mark.parametrize(
     ("call", "index"),
     [
@@ -256,8 +264,12 @@ def intend(conn: Connection) -> None:
         (lambda conn: schedule.in_flight(conn), "ix_generations_live"),
         (intend, "ix_submit_attempts_seed"),
         (lambda conn: reads.summary(conn), "ix_generations_live"),
+        (catch_up, "ix_generations_completed"),
     ],
-    ids=["claim", "admit", "admit: busy tenants", "next_due_in", "in_flight", "intend", "summary"],
+    ids=[
+        *("claim", "admit", "admit: busy tenants", "next_due_in", "in_flight", "intend"),
+        *("summary", "catch up"),
+    ],
 )
 def test_what_runs_all_the_time_does_not_read_what_has_ended(full, call, index):
     with full.connect() as conn:

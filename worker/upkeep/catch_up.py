@@ -12,6 +12,7 @@ from worker.runtime import Runtime
 log = logging.getLogger(__name__)
 
 BATCH = 500
+"""Completed generations that one transaction looks at."""
 LEFT_BEHIND = 86_400.0
 """Seconds after which what was on its way into the archive is left over."""
 
@@ -21,12 +22,12 @@ def run(rt: Runtime) -> int:
     if rt.archive is None:
         return 0
     asked = 0
-    while True:
+    with rt.engine.begin() as conn:
+        place: storing.Place | None = storing.behind(conn)
+    while place is not None:
         with rt.engine.begin() as conn:
-            count = storing.catch_up(conn, most=BATCH)
+            count, place = storing.catch_up(conn, place, most=BATCH)
         asked += count
-        if count < BATCH:
-            break
     if asked:
         log.info("%d results of completed generations are to be stored as well", asked)
     try:
