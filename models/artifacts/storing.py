@@ -257,12 +257,15 @@ _MISSING = text(
 )
 
 
+_FIRST = uuid.UUID(int=0)
+
+
 @dataclass(frozen=True)
 class Place:
     """How far a pass has come: by the time of completion, which has an index."""
 
     since: datetime
-    last: uuid.UUID = uuid.UUID(int=0)
+    last: uuid.UUID = _FIRST
 
 
 def behind(conn: Connection) -> Place:

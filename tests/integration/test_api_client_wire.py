@@ -181,7 +181,7 @@ def refusal(code: str, status: int = 200, *headers: str, **more: object) -> byte
 
 
 def dynamic(function: Callable[[Request], bytes]) -> Callable[[Request], bytes]:
-    function.wants_request = True
+    vars(function)["wants_request"] = True
     return function
 
 
@@ -517,7 +517,7 @@ def test_the_write_timeout_is_not_the_connect_timeout():
         while sock.recv(1 << 20):
             pass
 
-    slow.early = True
+    vars(slow)["early"] = True
     with (
         Server(slow) as server,
         Client(
@@ -911,7 +911,7 @@ def test_a_storage_that_refuses_before_it_has_read_all(uploads):
         while sock.recv(1 << 16):
             pass
 
-    early.early = True
+    vars(early)["early"] = True
     world = uploads(early, http(200))
     assert world.client.upload(io.BytesIO(PNG), filename="a.png").file_path == "p/2"
 

@@ -283,6 +283,8 @@ def test_the_lease_is_renewed_while_a_file_is_kept(make_runtime, folder, sim):
 
 
 def test_who_lost_its_lease_while_a_file_was_kept_ends_at_once(make_runtime, folder, sim):
+    lab: Archiving
+
     def lose(alive) -> None:
         lab.due_now()
         lab.claim()

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, func, select, text
@@ -145,7 +146,7 @@ def test_with_the_callers_transaction_it_comes_and_goes(shared):
         assert count(other) == 0
 
 
-def race(engine: Engine, *requests: dict, key: str) -> list[object]:
+def race(engine: Engine, *requests: dict, key: str) -> list[Any]:
     ready = threading.Barrier(len(requests))
 
     def run(request: dict) -> object:

@@ -14,6 +14,8 @@ from sqlalchemy import Connection, func, text
 from sqlalchemy.exc import DBAPIError
 
 from models import intake, submission, transitions, watch
+from models.base import table_of
+from models.decisions import ADOPTING
 from models.ledger import Kind, LedgerEntry, reading
 from models.ledger.booking import books
 from models.lifecycle import IN_DOUBT, RESERVED, TERMINAL, TRANSITIONS, Event, Status
@@ -124,7 +126,7 @@ def test_a_late_task_of_a_generation_that_was_put_back_is_reserved_again(conn):
         attempt,
         latest_attempt=attempt,
         seen=seen("T1"),
-        sources=watch.ADOPTING,
+        sources=ADOPTING,
         by="test",
     )
     assert reading.outstanding(conn) == 9
@@ -239,9 +241,9 @@ def test_what_is_no_entry_is_refused(conn, values):
         "event": "intend",
         "tenant": "t",
     }
-    conn.execute(LedgerEntry.__table__.insert().values(entry))
+    conn.execute(table_of(LedgerEntry).insert().values(entry))
     with pytest.raises(DBAPIError):
-        conn.execute(LedgerEntry.__table__.insert().values(entry | {"attempt": 2} | values))
+        conn.execute(table_of(LedgerEntry).insert().values(entry | {"attempt": 2} | values))
 
 
 def test_an_entry_is_refused_the_second_time(conn):
@@ -345,7 +347,7 @@ class Walk:
                 self.attempt(),
                 seen(self.task(), self.rng.choice(["queued", "completed", "failed"])),
                 by="walk",
-                into=self.rng.choice([watch.ADOPTING, IN_DOUBT]),
+                into=self.rng.choice([ADOPTING, IN_DOUBT]),
             )
 
     def absent(self) -> None:

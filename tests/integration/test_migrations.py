@@ -18,6 +18,7 @@ from models.artifacts import storing
 from models.base import Base
 from models.database import make_engine
 from models.lifecycle import Status
+from models.metrics import pulses
 from tests.integration import rows
 from worker import migrate
 from worker.embedded_postgres import EmbeddedPostgres
@@ -249,7 +250,7 @@ def intend(conn: Connection) -> None:
 
 def catch_up(conn: Connection) -> None:
     """A pass with the one before just over, and nothing completed since."""
-    storing.pulses.tell(conn, storing.CAUGHT_UP)
+    pulses.tell(conn, storing.CAUGHT_UP)
     since = storing.behind(conn).since + 2 * storing.OVERLAP
     assert storing.catch_up(conn, storing.Place(since), most=500) == (0, None)
 

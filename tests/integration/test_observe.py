@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from models import schedule
-from models.lifecycle import Status
+from models import schedule, transitions
+from models.lifecycle import Observation, Status
 from models.observing import turns
 from models.observing.usual import KEPT, UsualTimes, kind_of
 from tests.integration.invariants import in_background, laboratory
-from worker.stages import observe, poll
+from worker.stages import common, observe, poll
 from worker.upkeep import reconcile
 
 LEAST = 5
@@ -170,14 +170,14 @@ def test_a_video_that_the_list_does_not_show_is_fetched_by_its_own_get(lab, monk
     ids = send(lab, LEAST)
     all_due(lab)
     lab.end_tasks()
-    whole = observe.common.observation
+    whole = common.observation
 
     def bare(task):
-        return observe.common.Observation(task.task_id, task.status, credit_cost=task.credit_cost)
+        return Observation(task.task_id, task.status, credit_cost=task.credit_cost)
 
-    monkeypatch.setattr(observe.common, "observation", bare)
+    monkeypatch.setattr(common, "observation", bare)
     a_pass(lab)
-    monkeypatch.setattr(observe.common, "observation", whole)
+    monkeypatch.setattr(common, "observation", whole)
     assert set(statuses(lab, ids)) == {"running"}
     claims = polled(lab)
     assert set(claims) == set(ids)
@@ -287,7 +287,7 @@ def test_a_cancel_is_sent_while_the_list_is_engaged(lab):
     all_due(lab)
     assert a_pass(lab)
     with lab.rt.engine.begin() as conn:
-        schedule.transitions.cancel(conn, ids[0])
+        transitions.cancel(conn, ids[0])
     claims = polled(lab)
     assert set(claims) == {ids[0]}
     lab.run(claims[ids[0]])

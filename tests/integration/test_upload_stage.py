@@ -299,6 +299,7 @@ def test_content_survives_being_sent_again(lab):
 
 
 class _Source(http.server.BaseHTTPRequestHandler):
+    address: str
     answers: list[int]
 
     def do_GET(self):

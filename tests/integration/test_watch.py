@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Engine, func, select
 
 from models import watch
 from models.base import table_of
+from models.decisions import ADOPTING
 from models.lifecycle import IN_DOUBT, TERMINAL, Status
 from models.tables import StrayTask
 from tests.integration import rows
@@ -42,7 +43,7 @@ def doubtful(conn: Connection, status: Status = S.UNCERTAIN, **attempt):
     )
 
 
-@pytest.mark.parametrize("status", sorted(watch.ADOPTING))
+@pytest.mark.parametrize("status", sorted(ADOPTING))
 def test_the_mark_of_a_waiting_generation_is_adopted_on_sight(conn, status):
     generation_id, seed = doubtful(conn, status)
     result = watch.hold_against(conn, [seen("t", "processing", seed=seed)])

@@ -1,10 +1,10 @@
 """Addresses of an archive: what is understood, and what a refusal says."""
 
+import importlib.util
 import re
 
 import pytest
 
-from worker.archive import address
 from worker.archive.address import ALLOWED, parse
 
 
@@ -48,6 +48,6 @@ def test_a_query_is_refused_and_not_shown():
 
 
 def test_a_library_that_is_missing_is_named(monkeypatch):
-    monkeypatch.setattr(address.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs s3fs: pip install 'seedance-worker\[s3\]'"):
         parse("s3://bucket")

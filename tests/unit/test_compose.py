@@ -17,7 +17,8 @@ import pytest
 import yaml
 
 from simulator.config import DEFAULT_API_KEY
-from worker.settings import OUTSIDE, PREFIX, Settings, load_settings, unknown_variables
+from worker.settings import OUTSIDE, Settings, load_settings, unknown_variables
+from worker.variables import PREFIX
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker-compose.yml"

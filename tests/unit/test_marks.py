@@ -36,7 +36,7 @@ def test_drawn_seeds_are_in_bounds_and_spread():
 
 
 def test_the_fingerprint_is_of_what_the_list_echoes_and_the_seed():
-    others = [
+    others: list[dict[str, object]] = [
         {"model": "seedance-2.0-fast"},
         {"resolution": "1080p"},
         {"ratio": "21:9"},
