@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
+from typing import Any
 
 import psycopg
 import pytest
@@ -205,7 +206,7 @@ def test_stored_though_the_answer_was_lost_it_is_still_one(engine, budget):
     own = producer_database.engine()
     lost = []
 
-    def lose(dbapi_connection: object) -> None:
+    def lose(dbapi_connection: Any) -> None:
         if not lost:
             lost.append(1)
             dbapi_connection.close()

@@ -109,7 +109,7 @@ PROTECTIONS = (
     Protection(
         "archive-catches-up",
         "what completed without an archive is asked for later",
-        (Edit(MODEL, "    LIMIT :most\n", "    LIMIT 0 * :most\n"),),
+        (Edit(MODEL, "finished_at, id LIMIT :most", "finished_at, id LIMIT 0 * :most"),),
         (f"{STAGE}::test_what_completed_before_the_archive_was_configured_is_stored_too",),
     ),
     Protection(
