@@ -14,7 +14,7 @@ from models import (  # noqa: F401  (for the metadata)
     operating,
     secret_files,
 )
-from models.database import make_engine
+from models.database import direct_dsn, make_engine
 from models.tables import Base
 
 # Workers go on while a migration runs. Waiting long for a lock would queue them all behind it:
@@ -55,7 +55,7 @@ else:  # `alembic` by hand
     url = secret_files.given(os.environ, "SEEDANCE_DATABASE_URL")
     if url is None:
         raise SystemExit("SEEDANCE_DATABASE_URL is not set")
-    engine = make_engine(url)
+    engine = make_engine(direct_dsn(url))
     with engine.connect() as own:
         run(own)
     engine.dispose()

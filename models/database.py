@@ -1,4 +1,9 @@
-"""Reaching the database: one address form, one engine, one way to begin."""
+"""Reaching the database: one address form, one engine, one way to begin.
+
+An address may say that it leads through PgBouncer, in transaction mode, and where PostgreSQL
+itself is: `…@pgbouncer:6432/db?pooler=transaction&direct=db-host:5432`. Then nothing of a session
+is relied on, but where a session is needed: LISTEN and migrations go directly.
+"""
 
 import time
 from collections.abc import Mapping
@@ -17,6 +22,18 @@ SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"
 """How TLS is used, by libpq; only the last two check the server's certificate."""
 
 
+_POOLER = "pooler"
+_DIRECT = "direct"
+_OURS = (_POOLER, _DIRECT)
+
+LIMITS = {
+    "statement_timeout": "30s",
+    "lock_timeout": "10s",
+    "idle_in_transaction_session_timeout": "60s",
+}
+"""What a session is bound by. Behind a pooler the role has to say so (docs/scale.md)."""
+
+
 def normalise_url(url: str) -> str:
     """The address with the psycopg driver: `postgres://` and `postgresql://` mean it too.
 
@@ -31,13 +48,71 @@ def normalise_url(url: str) -> str:
     parsed: URL = make_url(f"{DRIVER}://{rest}")
     if not parsed.database:
         raise ValueError("names no database; write it after the last slash")
+    _check_pooler(parsed)
     _check_options(parsed)
     return parsed.render_as_string(hide_password=False)
 
 
+def pooled(url: str | URL) -> bool:
+    """Whether an address leads through a pooler that hands out a session for a transaction."""
+    return _POOLER in make_url(url).query
+
+
+def dsn(url: str | URL) -> str:
+    """An address as libpq takes it."""
+    given = make_url(url).difference_update_query(_OURS)
+    return given.set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def direct_dsn(url: str | URL) -> str:
+    """The same to PostgreSQL itself, for what needs a session of its own."""
+    return dsn(direct(url))
+
+
+def direct(url: str | URL) -> URL:
+    """The address of PostgreSQL itself, with the same user, database and options."""
+    given = make_url(url)
+    place = given.query.get(_DIRECT)
+    plain = given.difference_update_query(_OURS)
+    if not isinstance(place, str):
+        return plain
+    host, port = _place(place)
+    if host.startswith("/"):
+        return URL.create(
+            plain.drivername,
+            username=plain.username,
+            password=plain.password,
+            database=plain.database,
+            query={**plain.query, "host": host, "port": port},
+        )
+    return plain.set(host=host, port=int(port))
+
+
+def _place(given: str) -> tuple[str, str]:
+    host, colon, port = given.rpartition(":")
+    return (host, port) if colon and port.isdigit() else (given, "5432")
+
+
+def _check_pooler(url: URL) -> None:
+    kind, place = url.query.get(_POOLER), url.query.get(_DIRECT)
+    if kind is None and place is None:
+        return
+    if kind != "transaction":
+        raise ValueError(f"has {_POOLER}={str(kind)[:40]!r}; write {_POOLER}=transaction")
+    if not isinstance(place, str) or not _place(place)[0]:
+        raise ValueError(
+            f"has {_POOLER}=transaction without {_DIRECT}=HOST:PORT of PostgreSQL itself, which"
+            " LISTEN and migrations need"
+        )
+
+
 def _check_options(url: URL) -> None:
     """Refuse what libpq would refuse at each connection, and a TLS that could only fail."""
-    options = {name: value for name, value in url.query.items() if isinstance(value, str)}
+    options = {
+        name: value
+        for name, value in url.query.items()
+        if isinstance(value, str) and name not in _OURS
+    }
     for name in options:
         try:
             make_conninfo(**{name: "x"})
@@ -51,6 +126,13 @@ def _check_options(url: URL) -> None:
             raise ValueError(f"has {name}={options[name][:200]!r}, which is no file here")
     if options.get("sslrootcert") == "system" and mode != "verify-full":
         raise ValueError("has sslrootcert=system, which needs sslmode=verify-full")
+
+
+_SESSION = {
+    "options": "-c timezone=UTC " + " ".join(f"-c {name}={value}" for name, value in LIMITS.items())
+}
+_NO_SESSION = {"prepare_threshold": None}
+"""Statements that are prepared would be known to one of the pooler's sessions only."""
 
 
 def make_engine(
@@ -67,8 +149,9 @@ def make_engine(
     Statements that take over 30 s or wait over 10 s for a lock are given up: leases end, and
     the work is simply due again. `options` are execution options of every connection.
     """
+    given = make_url(normalise_url(url))
     engine = create_engine(
-        normalise_url(url),
+        given,
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_timeout=10,
@@ -83,10 +166,12 @@ def make_engine(
             "keepalives_interval": 10,
             "keepalives_count": 3,
             "tcp_user_timeout": 30_000,
-            "options": "-c timezone=UTC -c statement_timeout=30s -c lock_timeout=10s"
-            " -c idle_in_transaction_session_timeout=60s",
+            **(_SESSION if not pooled(given) else _NO_SESSION),
         },
     )
+    event.listen(engine, "do_connect", _without_ours)
+    if pooled(given):
+        event.listen(engine, "connect", _in_utc)
     event.listen(engine, "handle_error", _without_the_row)
     if trusted > 0:
         _check_the_idle(engine, trusted)
@@ -121,6 +206,22 @@ def _check_the_idle(engine: Engine, trusted: float) -> None:
 
     event.listen(engine, "checkin", given_back)
     event.listen(engine, "checkout", taken)
+
+
+def _without_ours(
+    dialect: Any,  # noqa: ARG001  (SQLAlchemy's form)
+    record: Any,  # noqa: ARG001
+    args: list[Any],  # noqa: ARG001
+    options: dict[str, Any],
+) -> None:
+    for name in _OURS:
+        options.pop(name, None)
+
+
+def _in_utc(connection: psycopg.Connection[Any], record: Any) -> None:  # noqa: ARG001
+    """The one thing of a session that PgBouncer carries along with its client."""
+    connection.execute("SET TIME ZONE 'UTC'")
+    connection.commit()
 
 
 def _without_the_row(context: ExceptionContext) -> None:

@@ -10,7 +10,7 @@ from celery import bootsteps
 from kombu.exceptions import OperationalError
 
 from models.schedule import Claim, Stage
-from worker import heartbeat, task_forms
+from worker import broker_access, heartbeat, task_forms
 from worker.celeryconfig import SIDE_QUEUE, STAGE_QUEUE
 from worker.dispatcher import Broker, Dispatcher
 from worker.heartbeat import Heartbeat
@@ -36,6 +36,11 @@ class DispatcherStep(bootsteps.StartStopStep):
     def start(self, worker: Any) -> None:
         """Begin to dispatch."""
         rt = build(settings := load_settings(), pool_size=2)
+        if not rt.limiter.shared:
+            log.warning(
+                "this worker keeps the request rate by itself: with several set"
+                " SEEDANCE_RATE_LIMIT_URL (a Valkey or Redis), or divide SEEDANCE_RATE_LIMIT"
+            )
         self._heartbeat = _heartbeat(settings, worker.concurrency)
         beat = self._heartbeat.beat if self._heartbeat is not None else lambda: None
         self._dispatcher = Dispatcher(
@@ -92,7 +97,7 @@ def _broker(app: Any) -> Broker:
         app.send_task("seedance.observe", args=[lease], task_id=f"task-list.observe.{lease}")
 
     def waiting(queue: str) -> int:
-        with app.connection_for_write() as connection, connection.channel() as channel:
+        with broker_access.channel(app) as (connection, channel):
             try:
                 return int(channel.queue_declare(queue, passive=True).message_count)
             except OperationalError:

@@ -38,11 +38,17 @@ def _broker() -> str:
         raise SettingsError(f"SEEDANCE_BROKER_URL {error}") from None
 
 
-broker_url = _broker()
+_address = broker_address.read(_broker())
+_amqp = _address.kind == "amqp"
+broker_url = _address.url
+if _address.ssl is not None:
+    broker_use_ssl = _address.ssl
 
 if broker_url.startswith(("redis://", "rediss://")):
     # An entry that is no message must not end the worker.
     broker_transport = "worker.transport:Transport"
+elif _address.kind == "sentinel":
+    broker_transport = "worker.transport:SentinelTransport"
 
 # --- messages ---------------------------------------------------------------------------------
 # JSON only: a pickle is a program, and the broker may be written to by others.
@@ -55,12 +61,16 @@ result_backend = None
 # A bare client's send_task lands in Celery's own default queue. Stages have theirs, so that a
 # flood of new requests can't hold up what is under way.
 task_default_queue = INTAKE_QUEUE
+# In RabbitMQ they are quorum queues: replicated, and on disk before they are acknowledged.
+_kind = {"x-queue-type": "quorum"} if _amqp else None
 task_queues = [
-    Queue(STAGE_QUEUE),
-    Queue(INTAKE_QUEUE),
-    Queue(UPKEEP_QUEUE),
-    Queue(SIDE_QUEUE),
+    # Each by a routing key of its own: what a client sends to the exchange reaches one of them.
+    Queue(name, routing_key=name, queue_arguments=_kind)
+    for name in (STAGE_QUEUE, INTAKE_QUEUE, UPKEEP_QUEUE, SIDE_QUEUE)
 ]
+if _amqp:
+    task_default_queue_type = "quorum"
+    # Queues of producers' own tasks (`notify`) are theirs: declared as they say, not as we do.
 task_routes = {
     "seedance.generate": {"queue": INTAKE_QUEUE},
     "seedance.reconcile": {"queue": UPKEEP_QUEUE},
@@ -92,7 +102,7 @@ broker_connection_timeout = 3
 broker_pool_limit = 10
 # A connection that is lost while `generate` messages are held hands them to another worker.
 worker_cancel_long_running_tasks_on_connection_loss = False
-broker_transport_options = {
+_valkey_options = {
     # With a frozen broker publishing blocked for over 40 s by default.
     "socket_timeout": 5,
     "socket_connect_timeout": 3,
@@ -109,6 +119,23 @@ broker_transport_options = {
     "interval_step": 0.2,
     "interval_max": 1,
 }
+_amqp_options = {
+    # A notice counts as taken once it is published: it has to be there by then.
+    "confirm_publish": True,
+    # With a frozen broker nothing waits for longer.
+    "read_timeout": 5,
+    "write_timeout": 5,
+    "max_retries": 3,
+    "interval_start": 0,
+    "interval_step": 0.2,
+    "interval_max": 1,
+}
+broker_transport_options = {
+    **(_amqp_options if _amqp else _valkey_options),
+    **_address.transport_options,
+}
+# A consumer sees by it that RabbitMQ is gone without a word.
+broker_heartbeat = 30
 task_publish_retry = True
 task_publish_retry_policy = {
     "max_retries": 2,

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 import psycopg
-from sqlalchemy import Connection, make_url
+from sqlalchemy import Connection
 
 from models import credit, gates, schedule, submission, transitions
 from models.credit import Purse, Senior
+from models.database import direct_dsn
 from models.gates import GateName
 from models.metrics import pulses
 from models.observing import turns
@@ -335,10 +336,11 @@ class Dispatcher:
 @contextlib.contextmanager
 def _listening(rt: Runtime) -> Iterator[Callable[[float], None]]:
     """A function that waits up to so many seconds, less if something is enqueued."""
-    url = make_url(rt.settings.database_url).set(drivername="postgresql")
-    dsn = url.render_as_string(hide_password=False)
     with psycopg.connect(
-        dsn, autocommit=True, connect_timeout=5, application_name="seedance-dispatcher"
+        direct_dsn(rt.settings.database_url),
+        autocommit=True,
+        connect_timeout=5,
+        application_name="seedance-dispatcher",
     ) as conn:
         conn.execute(f"LISTEN {schedule.CHANNEL}")
 

@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from models import telling
+from models.database import direct_dsn
 from models.schedule import backoff
 
 log = logging.getLogger(__name__)
@@ -120,9 +121,8 @@ class Follower:
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[psycopg.Connection]:
-        url = self._engine.url.set(drivername="postgresql")
         with psycopg.connect(
-            url.render_as_string(hide_password=False),
+            direct_dsn(self._engine.url),
             autocommit=True,
             connect_timeout=5,
             application_name="seedance-follower",

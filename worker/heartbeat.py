@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psycopg
-from kombu import Connection as BrokerConnection
-from sqlalchemy import make_url
+
+from models.database import dsn
+from worker import broker_access
 
 log = logging.getLogger(__name__)
 
@@ -110,25 +111,19 @@ def outage(database_url: str, broker_url: str) -> bool:
 
 
 def _database_answers(url: str) -> bool:
-    dsn = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
     try:
         # A connection of its own: those of the pool may be what hangs.
-        with psycopg.connect(dsn, connect_timeout=_PATIENCE, application_name="seedance-health"):
+        with psycopg.connect(
+            dsn(url), connect_timeout=_PATIENCE, application_name="seedance-health"
+        ):
             return True
     except psycopg.Error:
         return False
 
 
 def _broker_answers(url: str) -> bool:
-    options = {
-        "socket_timeout": _PATIENCE,
-        "socket_connect_timeout": _PATIENCE,
-        "max_retries": 1,
-        "interval_start": 0,
-    }
     try:
-        with BrokerConnection(url, connect_timeout=_PATIENCE, transport_options=options) as broker:
-            broker.connect()
-            return True
+        broker_access.reach(url, patience=_PATIENCE)
     except Exception:  # noqa: BLE001  (brokers raise what they like)
         return False
+    return True

@@ -1,13 +1,16 @@
-"""The request rate, shared by all workers through Redis; local to the process without it."""
+"""The request rate, shared by all workers through Valkey; local to the process without it."""
 
 import logging
 import random
 import time
 from collections.abc import Callable
+from typing import Any
 
 from limits import RateLimitItem, parse
 from limits.storage import MemoryStorage, storage_from_string
 from limits.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
+
+from worker import broker_address
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +25,9 @@ class NoTokenError(Exception):
 class Limiter:
     """Hands out tokens for requests to the provider.
 
+    `store_url`: a normalised address (`worker.broker_address`); one that leads to no Valkey or
+    Redis shares nothing.
+
     While the shared store can't be reached each process keeps the limit by itself: the rate may
     then be exceeded by as many times as there are workers, which the provider answers with
     RATE_LIMIT_EXCEEDED, and that is held by the backoff gate. Work goes on.
@@ -30,18 +36,23 @@ class Limiter:
     def __init__(
         self,
         rate: str,
-        broker_url: str,
+        store_url: str,
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._item: RateLimitItem = parse(rate)
         self._local = MovingWindowRateLimiter(MemoryStorage())
-        self._url = broker_url if broker_url.startswith(("redis://", "rediss://")) else None
-        self._shared: SlidingWindowCounterRateLimiter | None = None
+        self._store = broker_address.as_store(store_url)
+        self._counter: SlidingWindowCounterRateLimiter | None = None
         self._shared_from = 0.0
         self._clock = clock
         self._sleep = sleep
+
+    @property
+    def shared(self) -> bool:
+        """Whether there is a store to share the rate through, answering or not."""
+        return self._store is not None
 
     def wait(self, endpoint: str = "", *, timeout: float = 10.0) -> None:
         """Take a token, waiting for it up to `timeout` seconds. Raises NoTokenError."""
@@ -55,9 +66,9 @@ class Limiter:
             self._sleep(pause)
 
     def _hit(self) -> bool:
-        if self._url is not None and self._clock() >= self._shared_from:
+        if self._store is not None and self._clock() >= self._shared_from:
             try:
-                return self._connect(self._url).hit(self._item, _KEY)
+                return self._connect(*self._store).hit(self._item, _KEY)
             except Exception as error:  # noqa: BLE001  (whatever the store says: work goes on)
                 self._shared_from = self._clock() + _RETRY_SHARED
                 log.warning(
@@ -66,10 +77,11 @@ class Limiter:
                 )
         return self._local.hit(self._item, _KEY)
 
-    def _connect(self, url: str) -> SlidingWindowCounterRateLimiter:
-        if self._shared is None:
-            storage = storage_from_string(url, socket_timeout=2, socket_connect_timeout=1)
+    def _connect(self, url: str, options: dict[str, Any]) -> SlidingWindowCounterRateLimiter:
+        if self._counter is None:
+            patience = {"socket_timeout": 2, "socket_connect_timeout": 1}
+            storage = storage_from_string(url, **patience, **options)
             # Counted by the store's clock alone: by stamps of the workers', as a moving window
             # keeps them, one that is ahead would take every token from those that are right.
-            self._shared = SlidingWindowCounterRateLimiter(storage)
-        return self._shared
+            self._counter = SlidingWindowCounterRateLimiter(storage)
+        return self._counter

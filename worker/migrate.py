@@ -1,5 +1,7 @@
 """Migrations from code: where they lie, running them, and telling whether they have been run."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine
 
 from alembic import command
+from models.database import direct_dsn, make_engine, pooled
 
 
 def script_folder() -> Path:
@@ -52,10 +55,23 @@ def revision(engine: Engine) -> Revision:
 def upgrade(engine: Engine, target: str = "head") -> Revision:
     """Migrate up. Safe to run twice at once and while workers run."""
     config = _config()
-    with engine.connect() as conn:
+    with _with_sessions(engine) as own, own.connect() as conn:
         config.attributes["connection"] = conn
         command.upgrade(config, target)
     return revision(engine)
+
+
+@contextlib.contextmanager
+def _with_sessions(engine: Engine) -> Iterator[Engine]:
+    """An engine to PostgreSQL itself: migrators take turns by a lock of their session."""
+    if not pooled(engine.url):
+        yield engine
+        return
+    own = make_engine(direct_dsn(engine.url), pool_size=1, application="seedance-migrate")
+    try:
+        yield own
+    finally:
+        own.dispose()
 
 
 def downgrade(engine: Engine, target: str = "base") -> None:

@@ -49,7 +49,7 @@ def build(settings: Settings, *, pool_size: int | None = None) -> Runtime:
 
     `pool_size`: database connections, by default one for each thread of a worker.
     """
-    limiter = Limiter(settings.rate_limit, settings.broker_url)
+    limiter = Limiter(settings.rate_limit, settings.shared_rate_url)
     tally = Tally()
     client = SeedanceClient(
         ClientConfig(

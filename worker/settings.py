@@ -55,7 +55,11 @@ class Settings(BaseSettings):
         description="PostgreSQL: `postgresql+psycopg://user:password@host/database`.", repr=False
     )
     broker_url: str = Field(
-        "redis://127.0.0.1:6379/0", description="Celery's broker: Valkey or Redis.", repr=False
+        "redis://127.0.0.1:6379/0",
+        description="Celery's broker: Valkey or Redis (`redis://`, `rediss://`), the same behind"
+        " sentinels (`sentinel://a:26379;sentinel://b:26379/0?master_name=NAME`), or RabbitMQ"
+        " (`amqp://`, `amqps://`).",
+        repr=False,
     )
     send_budget: Seconds = Field(
         10.0, description="B: the longest age of an intent at which its POST may still be sent."
@@ -122,6 +126,12 @@ class Settings(BaseSettings):
     )
     rate_limit: str = Field(
         "20/second", description="Requests to the provider, of all workers together."
+    )
+    rate_limit_url: str = Field(
+        "",
+        description="Valkey or Redis that the request rate is shared through. Empty: the broker,"
+        " if it is one; with RabbitMQ each worker then keeps the rate by itself.",
+        repr=False,
     )
     max_attempts: int = Field(
         5,
@@ -274,6 +284,11 @@ class Settings(BaseSettings):
     def _broker(cls, value: str) -> str:
         return broker_address.normalise(value)
 
+    @field_validator("rate_limit_url")
+    @classmethod
+    def _store(cls, value: str) -> str:
+        return broker_address.normalise_store(value) if value else ""
+
     @field_validator("api_base_url")
     @classmethod
     def _base_url(cls, value: str) -> str:
@@ -397,6 +412,11 @@ class Settings(BaseSettings):
     def timing(self) -> Timing:
         """B, K and L of the submit protocol."""
         return Timing(self.send_budget, self.late_creation, self.list_lag, self.settle_margin)
+
+    @property
+    def shared_rate_url(self) -> str:
+        """What the request rate is shared through, if it is a Valkey or Redis."""
+        return self.rate_limit_url or self.broker_url
 
 
 def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:

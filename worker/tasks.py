@@ -1,5 +1,6 @@
 """The Celery tasks: each loads nothing, decides nothing, and calls its stage."""
 
+import logging
 import random
 import time
 import uuid
@@ -8,10 +9,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Reject
+from kombu import Exchange, Queue
 from sqlalchemy.exc import InterfaceError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from worker import rejects, side_work
+from worker import broker_access, rejects, side_work
 from worker.app import app
 from worker.runtime import runtime
 from worker.side_work import SideClaim
@@ -24,6 +26,12 @@ if TYPE_CHECKING:
     from celery import Task
 
 
+log = logging.getLogger(__name__)
+
+MOST_RETURNS = 10
+"""A message that came back to RabbitMQ so often is replaced: after 20 times it would drop it."""
+
+
 # Until its row is committed the message is all there is of a request: acknowledged afterwards,
 # and given back while the database is away.
 @app.task(name="seedance.generate", bind=True, acks_late=True, reject_on_worker_lost=True)
@@ -34,6 +42,9 @@ def generate(self: "Task[..., None]", *args: Any, **kwargs: Any) -> None:
     except (OperationalError, InterfaceError, ProgrammingError, PoolTimeout) as error:
         # The database is away, or not migrated yet.
         time.sleep(random.uniform(0.5, 1.5))  # noqa: S311  (not all at once)
+        if int(self.request.get("x-delivery-count") or 0) >= MOST_RETURNS:
+            _send_anew(self.request, args, kwargs)
+            return
         raise Reject(error, requeue=True) from error
     except Exception as error:
         # Whatever it is, it would go wrong again: kept, not lost.
@@ -41,6 +52,15 @@ def generate(self: "Task[..., None]", *args: Any, **kwargs: Any) -> None:
             f"generation {self.request.id} can't be accepted: {type(error).__name__}", repr(kwargs)
         )
         raise
+
+
+def _send_anew(request: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """The same request in a new message; sent twice it still makes one generation."""
+    log.warning("the request came back %d times: it is sent anew", MOST_RETURNS)
+    link = request.get("traceparent")
+    headers = {"traceparent": link} if link else {}
+    _generate: Any = generate
+    _generate.apply_async(args, kwargs, task_id=request.id, headers=headers)
 
 
 @app.task(name="seedance.upload")
@@ -82,9 +102,16 @@ def deliver_notice(notice_id: str, lease: int) -> None:
 def _send_task(name: str, queue: str, task_id: str, kwargs: "Mapping[str, Any]") -> None:
     # What its own worker's events show of it: the notice holds a signed URL.
     told = f"notice={task_id}"
-    app.send_task(
-        name, kwargs=dict(kwargs), queue=queue, task_id=task_id, argsrepr="", kwargsrepr=told
-    )
+    options: dict[str, Any] = {"argsrepr": "", "kwargsrepr": told}
+    if broker_access.is_amqp(app):
+        # Of which kind it is, its owner says; and what no queue takes would be gone unnoticed.
+        with broker_access.channel(app) as (_, channel):
+            channel.queue_declare(queue, passive=True)
+        options["declare"] = []
+    # By its name alone it would become one of the app's queues, which workers take from once
+    # their connection was lost.
+    theirs: Any = Queue(queue, Exchange(queue), queue)  # which its stubs don't know it takes
+    app.send_task(name, kwargs=dict(kwargs), queue=theirs, task_id=task_id, **options)
 
 
 _DELIVERING = replace(deliver.KIND, run=partial(deliver.run, send_task=_send_task))

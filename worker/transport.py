@@ -34,13 +34,13 @@ class _TooLargeError(ValueError):
     """An entry that is not read."""
 
 
-class Channel(redis.Channel):
+class _Robust:
     """A channel whose queues may hold anything."""
 
     QoS = QoS
 
     def _brpop_read(self, **options: Any) -> Any:
-        client = self.client
+        client = self.client  # type: ignore[attr-defined]  # kombu's, mixed in below
         plain = client.parse_response
         taken: list[Any] = []
 
@@ -67,7 +67,21 @@ class Channel(redis.Channel):
             client.parse_response = plain
 
 
+class Channel(_Robust, redis.Channel):  # type: ignore[misc]  # its stubs
+    """A channel to one server."""
+
+
 class Transport(redis.Transport):
     """kombu's Redis transport with that channel."""
 
     Channel = Channel
+
+
+class SentinelChannel(_Robust, redis.SentinelChannel):  # type: ignore[misc]  # its stubs
+    """A channel to the master that the sentinels name."""
+
+
+class SentinelTransport(redis.SentinelTransport):
+    """kombu's transport by sentinels with that channel."""
+
+    Channel = SentinelChannel

@@ -12,7 +12,16 @@ from models.secret_files import SUFFIX, SecretFileError
 
 PREFIX = "SEEDANCE_"
 
-SECRET = frozenset({"api_key", "database_url", "broker_url", "webhook_secrets", "metrics_token"})
+SECRET = frozenset(
+    {
+        "api_key",
+        "database_url",
+        "broker_url",
+        "rate_limit_url",
+        "webhook_secrets",
+        "metrics_token",
+    }
+)
 """Settings whose values are or hold secrets: shown nowhere, and taken from files as well."""
 
 FILES = frozenset(f"{PREFIX}{name.upper()}{SUFFIX}" for name in SECRET)

@@ -1,13 +1,16 @@
 """Real workers tell a real receiver, which is down for a while, while workers are killed."""
 
 from collections import defaultdict
+from pathlib import Path
 
+import redis
 from celery import Celery
 from sqlalchemy import text
 
 from models.notices import State, reading
 from tests.acceptance.conftest import Service, wait_for
 from tests.receiver import Receiver, receiving, webhook_settings
+from worker.embedded_valkey import EmbeddedValkey
 
 CHANGES = ["uploading", "submitting", "running", "completed"]
 
@@ -96,6 +99,26 @@ def test_a_celery_worker_of_the_producer_gets_its_task(service: Service):
     with service.rt.engine.connect() as conn:
         [view] = reading.listing(conn, generation_id=generation_id)
     assert message.headers["id"] == str(view.id)
+
+
+def test_a_producers_queue_never_becomes_one_of_the_workers(service: Service, tmp_path: Path):
+    """A worker that lost its connection would take from it, and set what it finds there aside."""
+    notify = {"task": "shop.video_done", "queue": "shop"}
+    with EmbeddedValkey(tmp_path / "valkey", durable=False) as broker:
+        service.env["SEEDANCE_BROKER_URL"] = broker.url()
+        service.ready(service.worker())
+        service.ended(service.enqueue("a cat", notify=notify))
+        with redis.Redis.from_url(broker.url()) as client:
+            wait_for(lambda: client.llen("shop"), "the notice is there")
+
+        broker.kill()
+        broker.start()
+        service.ended(service.enqueue("a dog"))
+
+        with service.bare_celery() as app:
+            taken = wait_for(lambda: app.control.inspect(timeout=5).active_queues(), "it answers")
+    names = {queue["name"] for queues in taken.values() for queue in queues}
+    assert names == {"seedance.stages", "celery", "seedance.upkeep", "seedance.side"}
 
 
 def test_a_message_that_is_refused_at_the_door_tells_its_sender(service: Service):

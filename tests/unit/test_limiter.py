@@ -44,7 +44,7 @@ def clock() -> Clock:
 
 
 def with_store(monkeypatch, clock: Clock, store: Store, rate: str = "1/hour") -> Limiter:
-    monkeypatch.setattr(Limiter, "_connect", lambda self, url: store)
+    monkeypatch.setattr(Limiter, "_connect", lambda self, url, options: store)
     return Limiter(rate, "redis://nowhere/0", clock=clock, sleep=clock.sleep)
 
 

@@ -20,6 +20,7 @@ VALUES = {
     "SEEDANCE_API_KEY": SECRET,
     "SEEDANCE_DATABASE_URL": "postgresql+psycopg://u:pass-word@h/db",
     "SEEDANCE_BROKER_URL": "redis://:broker-pass@h:6379/0",
+    "SEEDANCE_RATE_LIMIT_URL": "redis://:store-pass@h:6379/1",
     "SEEDANCE_WEBHOOK_SECRETS": f"{WHSEC} {WHSEC}",
     "SEEDANCE_METRICS_TOKEN": "a-token-of-a-scraper",
 }

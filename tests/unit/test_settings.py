@@ -46,6 +46,7 @@ GOOD = {
     "check_balance": ("false", False),
     "max_in_flight": ("1", 1),
     "rate_limit": ("600/minute", "600/minute"),
+    "rate_limit_url": ("redis://:p@h:6379/1", "redis://:p@h:6379/1"),
     "max_attempts": ("1", 1),
     "max_tries": ("2", 2),
     "concurrency": ("32", 32),
@@ -82,8 +83,21 @@ GOOD = {
 BAD = {
     "api_key": ["with space", "new\nline", "ключ"],
     "api_base_url": ["ftp://x", "https://user@host", "https://h?x=1", "https://", "host"],
-    "database_url": ["mysql://h/db", "postgresql://h", "h/db", "sqlite:///x"],
-    "broker_url": ["http://h", "127.0.0.1:6379"],
+    "database_url": [
+        *("mysql://h/db", "postgresql://h", "h/db", "sqlite:///x"),
+        *("postgresql://h/db?pooler=transaction", "postgresql://h/db?direct=h:5432"),
+        *(
+            "postgresql://h/db?pooler=session&direct=h",
+            "postgresql://h/db?pooler=transaction&direct=",
+        ),
+    ],
+    "broker_url": [
+        *("http://h", "127.0.0.1:6379", "redis://a;redis://b", "redis://h x"),
+        *("sentinel://h", "sentinel://h/0?master_name=", "sentinel://h/x?master_name=m"),
+        *("sentinel://a:1/0?master_name=m;redis://b", "sentinel://h?master_name=m&db=1"),
+        *("sentinel://u@a/0?master_name=m;sentinel://v@b", "amqp://h/v?ssl_ca_certs=/x"),
+    ],
+    "rate_limit_url": ["amqp://h", "h:6379", "redis://h x", "sentinel://h:1"],
     "rate_limit": ["20", "0/second", "20/fortnight", "-1/second", "20/second; 3/hour"],
     "media_roots": ["relative", "/no/such/folder", f"{ROOT}:nowhere"],
     "key_exclusive": ["perhaps"],
@@ -165,7 +179,7 @@ def test_a_wrong_value_names_its_variable(name, value):
     assert SECRET not in str(caught.value)
     if name in ("webhook_secrets", "metrics_token"):
         assert value not in str(caught.value)
-    elif name not in ("api_key", "database_url", "broker_url", "api_base_url"):
+    elif name not in ("api_key", "database_url", "broker_url", "api_base_url", "rate_limit_url"):
         shown = value.rpartition(":")[2] if name == "media_roots" else value
         assert shown in str(caught.value), "the value is shown"
 

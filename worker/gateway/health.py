@@ -4,10 +4,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from kombu import Connection as BrokerConnection
 from sqlalchemy import Engine, text
 
-from worker import migrate
+from worker import broker_access, migrate
 
 _REMEMBER = 1.0
 _PATIENCE = 3
@@ -58,12 +57,5 @@ def _migrations(engine: Engine) -> str | None:
 
 
 def _broker(url: str) -> str | None:
-    options = {
-        "socket_timeout": _PATIENCE,
-        "socket_connect_timeout": _PATIENCE,
-        "max_retries": 1,
-        "interval_start": 0,
-    }
-    with BrokerConnection(url, connect_timeout=_PATIENCE, transport_options=options) as broker:
-        broker.connect()
+    broker_access.reach(url, patience=_PATIENCE)
     return None

@@ -243,8 +243,8 @@ PROTECTIONS = (
         (
             Edit(
                 "worker/limiter.py",
-                "        if self._url is not None and self._clock() >= self._shared_from:\n",
-                "        if self._url is None and self._clock() < self._shared_from:\n",
+                "        if self._store is not None and self._clock() >= self._shared_from:\n",
+                "        if self._store is None and self._clock() < self._shared_from:\n",
             ),
         ),
         (f"{RATE}::test_two_workers_share_one_rate",),
