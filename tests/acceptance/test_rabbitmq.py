@@ -25,7 +25,7 @@ pytestmark = [
 TEXT = {"content": [{"type": "text", "text": "a cat under cherry blossoms"}]}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[rabbitmq.RabbitMQ]:
     server = rabbitmq.RabbitMQ(tmp_path_factory.mktemp("rabbitmq"))
     try:
