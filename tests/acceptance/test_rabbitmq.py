@@ -4,6 +4,7 @@ import json
 import signal
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from celery import Celery
@@ -58,8 +59,9 @@ def test_requests_notices_and_garbage(
     with (
         quorum_client(service) as app,
         Connection(service.env["SEEDANCE_BROKER_URL"]) as connection,
-        connection.channel() as channel,
+        connection.channel() as opened,
     ):
+        channel: Any = opened  # an amqp.Channel, of which kombu's stubs know less
         channel.queue_declare("shop", durable=True, auto_delete=False)
         garbage = [
             ("[]", "application/json"),
