@@ -17,9 +17,9 @@ from urllib.parse import unquote, urlsplit
 
 import fsspec
 import requests
-from requests_hardened import Config, Manager
 from requests_hardened.ip_filter import InvalidIPAddress
 
+from worker.outgoing import Downloads, NotHttpsError
 from worker.settings import Settings
 
 _CHUNK = 1024 * 1024
@@ -142,23 +142,21 @@ def _copy_http(
 ) -> None:
     shown = f"{urlsplit(source).scheme}://{urlsplit(source).hostname}{urlsplit(source).path}"
     private = settings.allow_private_sources
-    config = Config(
-        default_timeout=(settings.http_connect_timeout, settings.http_timeout),
-        never_redirect=False,
-        ip_filter_enable=not private,
-        ip_filter_allow_loopback_ips=False,
-        user_agent_override="seedance-worker",
+    downloads = Downloads(
+        private=private,
+        https_only=not private,
+        connect_timeout=settings.http_connect_timeout,
+        timeout=settings.http_timeout,
     )
     try:
-        with Manager(config).get_session() as session:
-            # Neither a netrc entry nor a proxy of the environment may change where it goes.
-            session.trust_env = False
-            with session.get(source, stream=True) as answer:
-                hops = [*answer.history, answer]
-                if not private and any(not hop.url.startswith("https://") for hop in hops):
-                    raise SourceRefusedError(f"{shown} is not read over https all the way")
-                _check_answer(answer.status_code, shown)
-                _drain(answer.iter_content(_CHUNK), spool, settings.upload_max_bytes, on_read)
+        with downloads as session, session.get(source, stream=True) as answer:
+            _check_answer(answer.status_code, shown)
+            _drain(answer.iter_content(_CHUNK), spool, settings.upload_max_bytes, on_read)
+    except NotHttpsError:
+        raise SourceRefusedError(
+            f"{shown} is not read over https all the way, which SEEDANCE_ALLOW_PRIVATE_SOURCES"
+            " would have to allow"
+        ) from None
     except InvalidIPAddress:
         raise SourceRefusedError(
             f"{shown} has a private or loopback address, which SEEDANCE_ALLOW_PRIVATE_SOURCES"

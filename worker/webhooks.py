@@ -15,12 +15,12 @@ from typing import Any
 import requests
 import urllib3
 from requests_hardened.ip_filter import InvalidIPAddress
-from requests_hardened.ip_filter_adapter import IPFilterAdapter
 from standardwebhooks import Webhook
 
 from api_client import redact, wire
 from api_client.transport import retry_after
 from worker.notify import ALLOW_PRIVATE
+from worker.outgoing import CheckedAdapter, OpenAdapter
 
 GONE = 410
 _BUSY = frozenset({408, 425, 429})
@@ -48,11 +48,12 @@ class Refused:
 Answer = Taken | Refused
 
 
-class _CheckedAdapter(IPFilterAdapter, wire.Adapter):  # type: ignore[misc]
+class _CheckedAdapter(CheckedAdapter, wire.Adapter):
     """Refuses private addresses, connects to the one that was checked, and minds the time."""
 
-    def __init__(self, *, https: bool) -> None:
-        super().__init__(is_https_proto=https)  # type: ignore[call-arg]
+
+class _OpenAdapter(OpenAdapter, wire.Adapter):
+    """Minds the time."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,9 @@ class Sender:
             return self._post(session, address, body.encode(), self._headers(notice_id, body, at))
 
     def _adapter(self, *, https: bool) -> requests.adapters.HTTPAdapter:
-        return wire.Adapter() if self.private else _CheckedAdapter(https=https)
+        if self.private:
+            return _OpenAdapter(seconds=self.connect_timeout)
+        return _CheckedAdapter(https=https, seconds=self.connect_timeout)
 
     def _headers(self, notice_id: str, body: str, at: datetime) -> dict[str, str]:
         now = at.astimezone(UTC)

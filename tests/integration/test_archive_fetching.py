@@ -1,14 +1,20 @@
 """Fetching from a server that behaves in every way: streamed, counted, bounded, without secrets."""
 
 import hashlib
+import socket
+import ssl
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
+from tests.certificates import certify
 from worker.archive.fetching import AddressRefusedError, DownloadError, Fetched, fetch
+from worker.outgoing import Downloads, NotHttpsError
 from worker.settings import Settings, load_settings
 
 BODY = b"\0\0\0\x14ftypisom\0\0\2\0mp41" + bytes(range(256)) * 8_000
@@ -42,6 +48,8 @@ class Handler(BaseHTTPRequestHandler):
                 self._send(b"", status=302, Location=f"/video{HIDDEN}")
             case "away":
                 self._send(b"", status=302, Location=f"file:///etc/passwd{HIDDEN}")
+            case "elsewhere":
+                self._send(b"", status=302, Location=server.to)
             case "round":
                 self._send(b"", status=302, Location=f"/round{HIDDEN}")
             case "silent":
@@ -86,10 +94,12 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def server() -> Iterator[Any]:
+@contextmanager
+def serving(context: ssl.SSLContext | None = None) -> Iterator[Any]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         running: Any = server
+        if context is not None:
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         running.hits, running.headers, running.release = [], [], threading.Event()
         server.daemon_threads = True
         running.handle_error = lambda *_: None  # clients that leave are what it is for
@@ -99,6 +109,12 @@ def server() -> Iterator[Any]:
         running.release.set()
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture
@@ -216,6 +232,45 @@ def test_plain_http_is_for_a_simulated_provider_only(server, site):
         )
         assert "https" in message
     assert server.hits == []
+
+
+def test_no_redirect_leads_away_from_https(server, tmp_path):
+    """Not followed and looked at afterwards: nothing is sent there."""
+    certificate = certify(tmp_path)
+    down = f"http://127.0.0.1:{server.server_port}/video{HIDDEN}"
+    with serving(certificate.server_context()) as secure:
+        secure.to, url = down, f"https://127.0.0.1:{secure.server_port}"
+        with Downloads(private=True, https_only=True, connect_timeout=5, timeout=5) as session:
+            session.verify = str(certificate.pem)
+            assert session.get(f"{url}/video").content == BODY
+            with pytest.raises(NotHttpsError):
+                session.get(f"{url}/elsewhere")
+        assert [hit.partition("?")[0] for hit in secure.hits] == ["/video", "/elsewhere"]
+    assert server.hits == []
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_name_that_nobody_answers_for_ends(private, monkeypatch):
+    """The system's own lookup may take half a minute, and knows no timeout."""
+    answered = threading.Event()
+    real = socket.getaddrinfo
+
+    def lookup(host, *args, **kwargs):
+        if host == "lost.example":
+            answered.wait(60)
+        return real(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    began = time.monotonic()
+    message = refused(
+        f"https://lost.example/video{HIDDEN}",
+        api_base_url="https://api.seedance2.movie",
+        allow_private_sources=private,
+        http_connect_timeout=0.2,
+    )
+    assert time.monotonic() - began < 30
+    assert "ConnectTimeout" in message
+    answered.set()
 
 
 def test_neither_key_nor_netrc_nor_proxy_goes_along(site, server, monkeypatch, tmp_path):

@@ -604,6 +604,29 @@ def test_a_name_that_leads_to_a_private_address_is_refused(make_runtime, receive
     assert receiver.heard == []
 
 
+@pytest.mark.parametrize("private", [True, False])
+def test_a_name_that_nobody_answers_for_holds_up_nobody(
+    make_runtime, receiver, monkeypatch, private
+):
+    """The system's own lookup may take half a minute, and knows no timeout."""
+    answered = threading.Event()
+    real = socket.getaddrinfo
+
+    def lookup(host, port, *args, **kwargs):
+        if host == "lost.example.com":
+            answered.wait(60)
+        return real(host, port, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    desk = Desk(make_runtime, receiver, allow_private_webhooks=private)
+    generation_id = desk.put_out({"on": "end", "webhook": "https://lost.example.com/"})
+    began = time.monotonic()
+    desk.work()
+    assert time.monotonic() - began < 30
+    assert "ConnectTimeout" in desk.view(generation_id).error
+    answered.set()
+
+
 def test_plain_http_is_refused_where_private_addresses_are(make_runtime, receiver):
     desk = Desk(make_runtime, receiver, allow_private_webhooks=False)
     generation_id = desk.put_out()

@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 
 import requests
 import urllib3
-from requests_hardened import Config, Manager
 from requests_hardened.ip_filter import InvalidIPAddress
 
+from worker.outgoing import Downloads, NotHttpsError
 from worker.settings import Settings
 
 _CHUNK = 256 * 1024
@@ -52,25 +52,21 @@ def fetch(
     raise.
     """
     plain = settings.api_base_url.startswith("http://")
-    config = Config(
-        default_timeout=(settings.http_connect_timeout, settings.http_timeout),
-        never_redirect=False,
-        ip_filter_enable=not (plain or settings.allow_private_sources),
-        ip_filter_allow_loopback_ips=False,
-        user_agent_override="seedance-worker",
+    downloads = Downloads(
+        private=plain or settings.allow_private_sources,
+        https_only=not plain,
+        connect_timeout=settings.http_connect_timeout,
+        timeout=settings.http_timeout,
     )
     try:
-        with Manager(config).get_session() as session:
-            # Neither a netrc entry nor a proxy of the environment may change where it goes.
-            session.trust_env = False
-            _check_scheme(url, plain=plain)
+        with downloads as session:
             # As it is stored: its length is announced, and it can't be a bomb.
             headers = {"Accept-Encoding": "identity"}
             with session.get(url, stream=True, headers=headers) as answer:
-                for hop in (*answer.history, answer):
-                    _check_scheme(hop.url, plain=plain)
                 _check_status(answer)
                 return _read(answer, write, settings.archive_max_bytes, on_read)
+    except NotHttpsError:
+        raise DownloadError(f"{_host(url)} is not reached by https all the way") from None
     except InvalidIPAddress:
         raise DownloadError(
             f"{_host(url)} has a private or loopback address, which"
@@ -125,11 +121,6 @@ def _piece(answer: requests.Response) -> bytes:
 def _announced(answer: requests.Response) -> int | None:
     length = answer.headers.get("Content-Length", "")
     return int(length) if length.isdecimal() else None
-
-
-def _check_scheme(url: str, *, plain: bool) -> None:
-    if not (url.startswith("https://") or (plain and url.startswith("http://"))):
-        raise DownloadError(f"{_host(url)} is not reached by https all the way")
 
 
 def _check_status(answer: requests.Response) -> None:

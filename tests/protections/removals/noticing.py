@@ -132,8 +132,8 @@ PROTECTIONS = (
         (
             Edit(
                 HOOKS,
-                "        return wire.Adapter() if self.private else _CheckedAdapter(https=https)\n",
-                "        return wire.Adapter()\n",
+                "        if self.private:\n            return _OpenAdapter",
+                "        if True:\n            return _OpenAdapter",
             ),
         ),
         (
