@@ -7,7 +7,7 @@ by `webhook-id`.
 
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,19 +15,23 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from standardwebhooks import Webhook, WebhookVerificationError
 
+LARGEST = 512 * 1024
+"""Bytes. The metadata that a producer gave are the most of a notice: 64 KiB at most, as ASCII."""
+
 _TABLES = """
     CREATE TABLE IF NOT EXISTS heard (webhook_id TEXT PRIMARY KEY);
     CREATE TABLE IF NOT EXISTS videos (id TEXT PRIMARY KEY, sequence INTEGER, status TEXT);
 """
 
 
-def verified(secrets: str, body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
-    """The notice in a request. `secrets`: one or several, while they are changed.
+def verified(secrets: Sequence[str], body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
+    """The notice in a request. `secrets`: one, or several while they are changed.
 
     Verify the body as it came: parsed and written again it is another one. Raises
     WebhookVerificationError.
     """
-    for secret in secrets.split():
+    last = WebhookVerificationError("there is no secret to verify it with")
+    for secret in secrets:
         try:
             notice: dict[str, Any] = Webhook(secret).verify(body, dict(headers))
             return notice
@@ -36,10 +40,22 @@ def verified(secrets: str, body: bytes, headers: Mapping[str, str]) -> dict[str,
     raise last
 
 
+async def bounded(request: Request) -> bytes:
+    """The body, while it is no larger than a notice can be: anybody may send to this address."""
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > LARGEST:
+            raise HTTPException(413, f"at most {LARGEST} bytes are taken")
+    return bytes(body)
+
+
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """What has been heard outlives the process."""
-    app.state.secrets = os.environ["WEBHOOK_SECRETS"]
+    app.state.secrets = os.environ.get("WEBHOOK_SECRETS", "").split()
+    if not app.state.secrets:
+        raise SystemExit("WEBHOOK_SECRETS is empty: it needs the workers' SEEDANCE_WEBHOOK_SECRETS")
     app.state.database = os.environ.get("RECEIVER_DATABASE", "receiver.sqlite")
     with sqlite3.connect(app.state.database) as db:
         db.executescript(_TABLES)
@@ -53,7 +69,7 @@ app = FastAPI(lifespan=lifespan)
 @app.post("/hooks/video", status_code=204)
 async def take(request: Request) -> None:
     """Answer 2xx only when it is stored: anything else brings it again, for three days."""
-    body = await request.body()
+    body = await bounded(request)
     try:
         notice = verified(request.app.state.secrets, body, request.headers)
     except WebhookVerificationError as error:

@@ -40,7 +40,9 @@ _WRITE = text(
     """
     INSERT INTO notices (generation_id, target, sequence, type, receiver, data)
     SELECT g.id, way.target, g.notified, 'generation.' || g.status, way.receiver,
-           jsonb_build_object('status', g.status, 'credit_cost', g.credit_cost,
+           jsonb_build_object('status', g.status,
+                              -- as text: a number in JSON is read as a float
+                              'credit_cost', CAST(g.credit_cost AS text),
                               'error_code', g.error_code, 'error_message', g.error_message,
                               'has_video', g.video_url IS NOT NULL)
     FROM generations g CROSS JOIN LATERAL (VALUES

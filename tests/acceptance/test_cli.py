@@ -123,6 +123,17 @@ def test_idempotency_and_cancel_before_any_worker(cli: Cli) -> None:
     assert cli.json("cancel", once["id"])[0]["status"] == "cancelled"
 
 
+def test_a_name_that_may_mean_several_cancels_none(cli: Cli, service: Any) -> None:
+    one = cli.json("generate", "--text", "a cat")["id"]
+    alike = [uuid.UUID(int=(0xABCDEF01 << 96) + number) for number in range(2)]
+    for generation_id in alike:
+        service.enqueue(generation_id=generation_id)
+    cli("cancel", one, "abcdef01", code=2)
+    assert "more than one generation begins with abcdef01" in cli.err
+    assert cli.json("show", one)["status"] == "accepted"
+    assert [view["status"] for view in cli.json("cancel", one, str(alike[0]))] == ["cancelled"] * 2
+
+
 def test_budgets_and_a_dry_run_before_any_worker(cli: Cli, sim: Any) -> None:
     sim.change_account(sim.api_key, credits="20")
     ask = ("generate", "--text", "a cat", "--tenant", "acme")

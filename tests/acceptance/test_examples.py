@@ -159,6 +159,18 @@ def test_the_django_migration_is_what_the_model_says(service: Service):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_a_receiver_without_a_secret_does_not_start(service: Service, tmp_path: Path):
+    hooks = Shop(
+        service,
+        EXAMPLES / "webhook_receiver",
+        "receiver:app",
+        WEBHOOK_SECRETS=" ",
+        RECEIVER_DATABASE=str(tmp_path / "receiver.sqlite"),
+    )
+    assert hooks.process.wait() != 0
+    assert "WEBHOOK_SECRETS is empty" in hooks.process.text()
+
+
 def test_the_receiver_verifies_stores_once_and_refuses_everything_else(
     service: Service, tmp_path: Path
 ):
@@ -203,6 +215,8 @@ def test_the_receiver_verifies_stores_once_and_refuses_everything_else(
         assert post(new_webhook_secret(), "two", "completed", 3) == 401, "a stranger"
         assert post(SECRET, "three", "completed", 3, ago=400) == 401, "a recording"
         assert requests.post(address, json={}, timeout=30).status_code == 401
+        large = iter([b"x" * 65_536] * 16)  # no length is announced
+        assert requests.post(address, data=large, timeout=30).status_code == 413
         assert known() == {str(generation_id): "completed", "another": "running"}
     finally:
         hooks.process.kill()

@@ -142,6 +142,21 @@ def test_a_broken_bound_is_a_failed_generation_that_says_why(lab, request_, opti
     assert lab.once() == 0
 
 
+def test_what_is_refused_is_still_its_producers(lab):
+    """By tenant and metadata it knows what was refused; of those, what can be kept."""
+    mine = {"tenant": "acme", "metadata": {"order": 7}}
+    view = lab.get(send(lab, {"content": []}, **mine))
+    assert (view.status, view.tenant, view.metadata) == (Status.FAILED, "acme", {"order": 7})
+    send(lab, idempotency_key="once", **mine)
+    view = lab.get(send(lab, text_request("a dog"), idempotency_key="once", **mine))
+    assert (view.error_code, view.tenant) == ("IDEMPOTENCY_CONFLICT", "acme")
+    assert view.metadata == {"order": 7}
+    view = lab.get(send(lab, tenant="a\nb", metadata={"order": 8}))
+    assert (view.error_code, view.tenant) == ("INVALID_REQUEST", "default")
+    assert view.metadata == {"order": 8}
+    assert lab.get(send(lab, metadata={"a": "x" * 70_000})).metadata is None
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -124,7 +124,7 @@ def test_a_webhook_says_what_became_of_it_and_is_signed(desk, receiver):
         seen = rows.seen(
             f"task-{generation_id.hex}",
             "completed",
-            credit_cost=Decimal("12.50"),
+            credit_cost=Decimal("1234567890.1250"),
             video_url="https://cdn.example/v.mp4?token=secret",
         )
         transitions.apply_observation(conn, seen)
@@ -146,7 +146,7 @@ def test_a_webhook_says_what_became_of_it_and_is_signed(desk, receiver):
             "idempotency_key": "order-7",
             "retry_of": None,
             "metadata": {"order": 7, "täg": "ünïcode"},
-            "credit_cost": "12.5",
+            "credit_cost": "1234567890.125",
             "error_code": None,
             "error_message": None,
             "has_video": True,

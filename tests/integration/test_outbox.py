@@ -71,7 +71,7 @@ def test_the_end_is_told_to_each_target_and_what_leads_to_it_is_not(conn):
     assert hook.receiver == "https://shop.example"
     assert hook.data == {
         "status": "failed",
-        "credit_cost": 0,
+        "credit_cost": "0.0000",
         "error_code": "X",
         "error_message": "it said so",
         "has_video": False,

@@ -70,22 +70,26 @@ def cancel(
 def _cancel_named(
     engine: Engine, names: tuple[str, ...], who: By, *, dry_run: bool, as_json: bool
 ) -> int:
+    found: list[GenerationView] = []
+    missing = 0
+    # All are found before any is cancelled: a name that may mean several stops it here.
+    with engine.connect() as conn:
+        for name in names:
+            try:
+                found.append(find(conn, name))
+            except Failed as error:
+                missing += 1
+                click.echo(error.format_message(), err=True)
     views: list[GenerationView] = []
     over: set[uuid.UUID] = set()
-    missing = 0
-    for name in names:
-        try:
-            with engine.begin() as conn:
-                view = find(conn, name)
-                if view.ended:
-                    over.add(view.id)
-                elif not dry_run:
-                    _cancel(conn, [view.id], who)
-                    view = reads.get(conn, view.id) or view
-        except Failed as error:
-            missing += 1
-            click.echo(error.format_message(), err=True)
-            continue
+    for one in found:
+        with engine.begin() as conn:
+            view = reads.get(conn, one.id) or one
+            if view.ended:
+                over.add(view.id)
+            elif not dry_run:
+                _cancel(conn, [view.id], who)
+                view = reads.get(conn, view.id) or view
         views.append(view)
     if as_json:
         output.print_json([output.generation_json(view) for view in views])

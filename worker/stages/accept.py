@@ -15,7 +15,7 @@ from models.tables import DEFAULT_TENANT
 from worker import rejects
 from worker.crash_points import reached
 from worker.notify import check_notify
-from worker.requests import new_generation
+from worker.requests import check_options, new_generation
 from worker.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -64,8 +64,7 @@ def run(rt: Runtime, message_id: str, args: Sequence[Any], kwargs: Mapping[str, 
     except IdempotencyConflict as error:
         _refuse(rt, generation_id, request, options, "IDEMPOTENCY_CONFLICT", str(error))
     except BudgetExceeded as error:
-        tenant = error.room.budget.tenant
-        _refuse(rt, generation_id, request, options, "BUDGET_EXCEEDED", str(error), tenant=tenant)
+        _refuse(rt, generation_id, request, options, "BUDGET_EXCEEDED", str(error))
     reached("accept.after_commit")
 
 
@@ -94,8 +93,6 @@ def _refuse(
     options: Mapping[str, Any],
     code: str,
     message: str,
-    *,
-    tenant: str = DEFAULT_TENANT,
 ) -> None:
     # Not the message, which quotes what was asked for.
     log.info("generation %s is refused at the door: %s", generation_id, code)
@@ -107,10 +104,19 @@ def _refuse(
                 _storable(request),
                 storable.text(message) or "",
                 code=code,
-                tenant=tenant,
+                tenant=_in_order(options, "tenant") or DEFAULT_TENANT,
+                metadata=_in_order(options, "metadata"),
                 notify=_notify(rt, options),
             ),
         )
+
+
+def _in_order(options: Mapping[str, Any], name: str) -> Any:
+    """An option by which its producer knows it, if that at least is in order; else None."""
+    try:
+        return getattr(check_options(**{name: options.get(name)}), name)
+    except InvalidRequest:
+        return None
 
 
 def _notify(rt: Runtime, options: Mapping[str, Any]) -> dict[str, Any] | None:
