@@ -113,8 +113,9 @@ def _refuse(
 
 def _in_order(options: Mapping[str, Any], name: str) -> Any:
     """An option by which its producer knows it, if that at least is in order; else None."""
+    given: dict[str, Any] = {name: options.get(name)}
     try:
-        return getattr(check_options(**{name: options.get(name)}), name)
+        return getattr(check_options(**given), name)
     except InvalidRequest:
         return None
 
