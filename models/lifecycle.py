@@ -241,7 +241,7 @@ _KEPT: Mapping[tuple[str, ...], Callable[[Any], Any]] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Observation:
     """What the provider showed of one remote task, by GET or in the task list."""
 

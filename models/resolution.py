@@ -279,6 +279,10 @@ class Reading:
     """
 
     tasks: dict[str, Observation] = field(default_factory=dict)
+    """What was seen, as it was last shown; empty where it is not kept."""
+    ids: set[str] = field(default_factory=set)
+    keep: bool = True
+    """Whether the tasks are wanted afterwards: a long list of them takes much memory."""
     pages: int = 0
     ended: bool = False
     _total: int | None = None
@@ -301,7 +305,9 @@ class Reading:
                 self._ordered = False
             if task.created_at is not None:
                 self._oldest = task.created_at
-            self.tasks[task.task_id] = _newer(self.tasks.get(task.task_id), task)
+            self.ids.add(task.task_id)
+            if self.keep:
+                self.tasks[task.task_id] = _newer(self.tasks.get(task.task_id), task)
         if page.unreadable:
             self._ordered = False
         self._last = page
@@ -314,18 +320,18 @@ class Reading:
             return
         if self._total is None:
             self._first_total = self._total = page.total
-        self._repeated += sum(task.task_id in self.tasks for task in page.tasks)
+        self._repeated += sum(task.task_id in self.ids for task in page.tasks)
         if page.total < self._total or self._repeated > page.total - self._first_total:
             self._ordered = False
 
     @property
     def full(self) -> bool:
         """Complete by count."""
-        return self._steady and self._total is not None and len(self.tasks) == self._total
+        return self._steady and self._total is not None and len(self.ids) == self._total
 
     def is_of(self, ours: frozenset[str]) -> bool:
         """Whether it can be our account's: it shows one of our latest tasks, if there are any."""
-        return not ours or not ours.isdisjoint(self.tasks)
+        return not ours or not ours.isdisjoint(self.ids)
 
     def stopped(self, start: datetime, known: frozenset[str]) -> bool:
         """Complete by order: what is left is older than `start`.
@@ -342,7 +348,7 @@ class Reading:
             and task.updated_at < start
             for task in page.tasks
         )
-        return older and bool(known) and known <= self.tasks.keys()
+        return older and bool(known) and known <= self.ids
 
 
 @dataclass(frozen=True)

@@ -73,10 +73,12 @@ def hold_against(
     were pruned since, and are passed over instead of being taken for foreign.
     """
     result = Sightings()
-    known = followed(conn, [task.task_id for task in seen])
+    known, new = transitions.told_by(conn, seen)
     # One order for every pass: two passes over the same rows can't deadlock.
     for task in sorted(seen, key=lambda task: task.task_id):
         if task.task_id in known:
+            if task.task_id not in new:
+                continue
             if task.status == "completed" and task.video_url is None:
                 _look_at(conn, task.task_id)
             elif isinstance(transitions.apply_observation(conn, task), transitions.Moved):

@@ -54,6 +54,11 @@ class Limiter:
         """Whether there is a store to share the rate through, answering or not."""
         return self._store is not None
 
+    @property
+    def per_second(self) -> float:
+        """Requests a second that it lets through."""
+        return float(self._item.amount) / self._item.get_expiry()
+
     def wait(self, endpoint: str = "", *, timeout: float = 10.0) -> None:
         """Take a token, waiting for it up to `timeout` seconds. Raises NoTokenError."""
         deadline = self._clock() + timeout

@@ -54,6 +54,8 @@ class ListReading:
     """What one pass over the task list showed."""
 
     tasks: tuple[Observation, ...]
+    """Empty where they were not to be kept."""
+    ids: frozenset[str]
     complete: bool
     by_count: bool
     """Complete as a whole, not back to some time."""
@@ -69,11 +71,13 @@ def read_list(
     since: datetime | None,
     list_lag: float,
     on_page: Callable[[Sequence[Observation]], None],
+    keep: bool = True,
 ) -> ListReading:
     """Read the task list until it is complete: in whole, or back to `since` (our clock).
 
     `on_page` gets each page: renew leases there, apply what was seen. Raises ApiError if a page
-    can't be had. A reading that ends without being complete says so.
+    can't be had. A reading that ends without being complete says so. `keep`: whether its tasks are
+    wanted afterwards, or their ids alone.
     """
     with rt.engine.connect() as conn:
         clock = DatabaseClock.read(conn)
@@ -82,7 +86,7 @@ def read_list(
         known: frozenset[str] = frozenset()
         if since is not None:
             known = watch.created_since(conn, since, settled)
-    reading = Reading()
+    reading = Reading(keep=keep)
     samples: list[Skew] = []
     complete = False
     while not complete and reading.pages < MAX_PAGES and not reading.ended:
@@ -99,12 +103,13 @@ def read_list(
     if not complete:
         log.warning(
             "the task list drifted while it was read: %d tasks of %s on %d pages",
-            len(reading.tasks),
+            len(reading.ids),
             answer.total,
             reading.pages,
         )
     return ListReading(
         tuple(reading.tasks.values()),
+        frozenset(reading.ids),
         complete,
         complete and reading.full,
         Skew.of(samples),
@@ -116,7 +121,7 @@ def read_list(
 
 def seen(reading: ListReading) -> Seen:
     """The reading as the next one is held against it."""
-    return Seen(frozenset(task.task_id for task in reading.tasks), reading.by_count)
+    return Seen(reading.ids, reading.by_count)
 
 
 def _skew_of_answer(exchange: Exchange | None, clock: DatabaseClock) -> list[Skew]:

@@ -26,7 +26,7 @@ from models.transitions.following import (
     reschedule,
     stay,
 )
-from models.transitions.page import Page, apply_page
+from models.transitions.page import Page, apply_page, told_by
 from models.transitions.settling import absent, give_up
 
 __all__ = [
@@ -61,4 +61,5 @@ __all__ = [
     "reschedule",
     "stay",
     "submitted",
+    "told_by",
 ]

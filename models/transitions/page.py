@@ -26,9 +26,11 @@ from models.lifecycle import (
     Finish,
     Followed,
     Note,
+    Nothing,
     Observation,
     Progress,
     Status,
+    is_known,
     observe,
 )
 from models.transitions.core import LOCK_ORDER, Moved, events_table, g, generations, in_seconds
@@ -49,6 +51,9 @@ class Page:
     """Of those that completed: the request's kind, and seconds since the submission."""
 
 
+_LONG_AGO = (func.coalesce(g.observed_at, g.submitted_at) < in_seconds(-SEEN_EVERY)).label(
+    "long_ago"
+)
 _KIND = tuple(g.request[name].astext.label(name) for name in ("model", "resolution", "duration"))
 
 
@@ -97,6 +102,28 @@ def apply_page(conn: Connection, seen: Sequence[Observation], *, before: datetim
     return result
 
 
+def told_by(conn: Connection, seen: Sequence[Observation]) -> tuple[set[str], set[str]]:
+    """Of remote tasks those that a generation follows, or followed to its end; and of these those
+    of which something new is shown. That the rest is as it was is written down, now and then.
+    """
+    tasks = {task.task_id: task for task in seen}
+    known, new, unchanged = set(), set(), []
+    query = select(g.id, g.status, g.remote_task_id, g.remote_status, _LONG_AGO)
+    for row in conn.execute(query.where(among(g.remote_task_id, list(tasks)))):
+        task = tasks[row.remote_task_id]
+        known.add(row.remote_task_id)
+        decision = observe(
+            Followed(Status(row.status), row.remote_task_id, row.remote_status), task
+        )
+        if not isinstance(decision, Nothing) or not is_known(task.status):
+            new.add(row.remote_task_id)
+        elif row.status == Status.RUNNING and row.long_ago:
+            unchanged.append(row.id)
+    if unchanged:
+        _seen(conn, unchanged)
+    return known, new
+
+
 def _running(
     conn: Connection, task_ids: Sequence[str], *, lock: bool = False
 ) -> Sequence[Row[Any]]:
@@ -107,9 +134,7 @@ def _running(
             g.remote_status,
             g.submitted_at,
             func.extract("epoch", func.clock_timestamp() - g.submitted_at).label("ago"),
-            (func.coalesce(g.observed_at, g.submitted_at) < in_seconds(-SEEN_EVERY)).label(
-                "long_ago"
-            ),
+            _LONG_AGO,
             *_KIND,
         )
         .where(among(g.remote_task_id, task_ids), g.status == Status.RUNNING)

@@ -29,15 +29,15 @@ def test_a_task_whose_answer_comes_while_the_list_is_judged_is_no_second_task(
     rt, steps, monkeypatch
 ):
     generation_id, intent = intended(rt, steps)
-    real = watch.followed
+    real = transitions.told_by
 
-    def followed(conn, ids):
-        found = real(conn, ids)
-        monkeypatch.setattr(watch, "followed", real)
+    def told_by(conn, seen):
+        found = real(conn, seen)
+        monkeypatch.setattr(transitions, "told_by", real)
         answered(rt, intent)  # committed after the reading, before the judgement
         return found
 
-    monkeypatch.setattr(watch, "followed", followed)
+    monkeypatch.setattr(transitions, "told_by", told_by)
     with rt.engine.begin() as conn:
         seen = watch.hold_against(conn, [Observation("T1", "processing", seed=intent.seed)])
     assert steps.get(generation_id).remote_task_id == "T1"

@@ -385,6 +385,51 @@ def test_a_pass_that_workers_die_of_is_left_alone(lab):
     assert state(lab).rest.total_seconds() > 3000
 
 
+class Counting:
+    """A runtime that counts how many pages are read at a time."""
+
+    def __init__(self, lab):
+        self.client, self.lock = lab.rt.client, threading.Lock()
+        self.now = self.most = 0
+        self.rt = replace(lab.rt, client=self)
+
+    def list_tasks(self, *args, **options):
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        try:
+            return self.client.list_tasks(*args, **options)
+        finally:
+            with self.lock:
+                self.now -= 1
+
+
+def lay_down(lab, count):
+    """So many running generations, and their tasks."""
+    lab.sql(
+        "INSERT INTO generations (id, status, request, estimated_cost, attempt, lease, polls,"
+        " remote_task_id, remote_status, fingerprint, due_at, submitted_at)"
+        " SELECT gen_random_uuid(), 'running', '{}', 9, 1, 1, 1, task, 'processing', task, now(),"
+        " now() - interval '1 minute' FROM unnest(CAST(:tasks AS text[])) task",
+        tasks=lab.sim.inject(count=count, seconds=1e6, age=60, status="processing"),
+    )
+
+
+@pytest.mark.parametrize(("latency", "at_once"), [(0.0, 1), (0.3, 4)])
+def test_slow_pages_are_read_some_at_a_time(lab, latency, at_once):
+    lay_down(lab, 450)
+    lab.sim.fault("list", "delay_before", probability=1.0, seconds=latency)
+    turn = next_turn(lab)
+    counting = Counting(lab)
+    observe.run(counting.rt, turn.lease)
+    found = state(lab)
+    assert (found.sought, found.missed, found.pages, found.engaged) == (450, 0, 5, True)
+    assert lab.sim.received("list") == 5, "none for nothing"
+    # The first is read alone: it tells how long an answer takes.
+    assert counting.most >= at_once if latency else counting.most <= 2
+    lab.sql("DELETE FROM generations")  # they have no history to be looked at
+
+
 def test_pages_that_cannot_be_had(lab):
     ids = send(lab, LEAST)
     all_due(lab)

@@ -10,6 +10,8 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
 
 from sqlalchemy.exc import DBAPIError
 
@@ -21,8 +23,10 @@ from models.observing.choice import BARREN, PAGE_SIZE
 from models.observing.turns import Begun
 from models.observing.usual import kind_of
 from models.transitions import Page
+from worker import reading_ahead
 from worker.crash_points import reached
 from worker.limiter import NoTokenError
+from worker.reading_ahead import Pages
 from worker.runtime import Runtime
 from worker.stages import common
 
@@ -40,6 +44,10 @@ class _Pass:
     shown: set[str] = field(default_factory=set)
     ended: int = 0
     barren: int = 0
+    latency: float = 0.0
+    """Seconds that the latest answer took."""
+    applying: float = 0.0
+    """Seconds that its page took afterwards."""
 
     def add(self, page: Page) -> None:
         """One page more."""
@@ -57,6 +65,16 @@ class _Pass:
             or self.pages >= begun.budget
             or (found > 0 and self.barren >= BARREN)
         )
+
+    def ahead(self, begun: Begun, per_second: float) -> int:
+        """How many pages to have under way: none for a pass that is over, and none that what is
+        still sought doesn't ask for.
+        """
+        if self.over(begun):
+            return 0
+        needed = -(-(begun.sought - len(self.shown)) // PAGE_SIZE)
+        wide = reading_ahead.width(self.latency, self.applying, per_second)
+        return max(1, min(wide, needed, begun.budget - self.pages))
 
 
 def run(rt: Runtime, lease: int) -> None:
@@ -79,13 +97,16 @@ def run(rt: Runtime, lease: int) -> None:
     passed = _Pass()
     failed, limited = False, None
     try:
-        for answer in _pages(rt, begun, passed):
-            page = _apply(rt, begun, [common.observation(task) for task in answer.data])
-            passed.add(page)
-            reached("observe.after_page")
-            with rt.engine.begin() as conn:
-                if not turns.hold_on(conn, lease, lease_seconds=settings.lease):
-                    return
+        with reading_ahead.reader(partial(_read, rt)) as read:
+            for answer in _pages(rt, read, begun, passed):
+                arrived = time.monotonic()
+                page = _apply(rt, begun, [common.observation(task) for task in answer.data])
+                passed.add(page)
+                reached("observe.after_page")
+                with rt.engine.begin() as conn:
+                    if not turns.hold_on(conn, lease, lease_seconds=settings.lease):
+                        return
+                passed.applying = time.monotonic() - arrived
     except NoTokenError:
         failed, limited = True, 0.0
     except ApiError as error:
@@ -119,18 +140,29 @@ def run(rt: Runtime, lease: int) -> None:
         )
 
 
-def _pages(rt: Runtime, begun: Begun, passed: _Pass) -> Iterator[TaskPage]:
+def _read(rt: Runtime, number: int) -> TaskPage:
+    return rt.client.list_tasks(number, PAGE_SIZE, retry=False)
+
+
+def _pages(rt: Runtime, read: Pages, begun: Begun, passed: _Pass) -> Iterator[TaskPage]:
     """Pages from the first on; or the first, for the total, and then from the last backwards."""
-    answer = rt.client.list_tasks(1, PAGE_SIZE, retry=False)
-    yield answer
-    last = -(-(answer.total or 0) // PAGE_SIZE)
-    number = last if begun.backward else 2
-    while number > 1 and not passed.over(begun):
+    first = _read(rt, 1)
+    passed.latency = _latency(first)
+    yield first
+    if not begun.backward and not first.data:
+        return
+    last = -(-(first.total or 0) // PAGE_SIZE)
+    numbers = range(last, 1, -1) if begun.backward else count(2)
+    for answer in read(numbers, lambda: passed.ahead(begun, rt.limiter.per_second)):
+        passed.latency = _latency(answer)
+        yield answer
         if not begun.backward and not answer.data:
             return
-        answer = rt.client.list_tasks(number, PAGE_SIZE, retry=False)
-        yield answer
-        number += -1 if begun.backward else 1
+
+
+def _latency(answer: TaskPage) -> float:
+    made = answer.exchange
+    return 0.0 if made is None else made.received - made.sent
 
 
 def _apply(rt: Runtime, begun: Begun, seen: Sequence[Observation]) -> Page:

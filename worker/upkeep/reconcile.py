@@ -56,14 +56,12 @@ def run(rt: Runtime) -> Report:
         for kind in _KINDS:
             getattr(all_sightings, kind).extend(getattr(page, kind))
 
-    reading = read_list(rt, since=None, list_lag=rt.settings.list_lag, on_page=on_page)
+    reading = read_list(rt, since=None, list_lag=rt.settings.list_lag, on_page=on_page, keep=False)
     unseen: list[uuid.UUID] = []
     if reading.complete:
         before = reading.began - timedelta(seconds=rt.settings.list_lag + 1)
         with rt.engine.begin() as conn:
-            unseen = watch.running_unseen(
-                conn, [task.task_id for task in reading.tasks], before=before
-            )
+            unseen = watch.running_unseen(conn, list(reading.ids), before=before)
             # Its own GET tells what the list doesn't.
             conn.execute(
                 update(Generation)
@@ -77,7 +75,7 @@ def run(rt: Runtime) -> Report:
     report = Report(
         reading.complete,
         reading.pages,
-        len(reading.tasks),
+        len(reading.ids),
         tuple(dict.fromkeys(all_sightings.adopted)),
         tuple(dict.fromkeys(all_sightings.changed)),
         tuple(dict.fromkeys(all_sightings.second)),
