@@ -11,7 +11,10 @@ from simulator.tasks import Task
 
 @dataclass(slots=True)
 class Account:
-    """Everything that belongs to one key. Tasks of another key can't be seen from here."""
+    """Everything that belongs to the key that it began with, and to those that open it later.
+
+    Tasks of another account can't be seen from here.
+    """
 
     api_key: str
     number: int

@@ -100,7 +100,7 @@ class Admin:
         return list(self.request("GET", "accounts"))
 
     def change_account(self, api_key: str, **fields: Any) -> dict[str, Any]:
-        """Change credits, enabled or max_concurrent of one account."""
+        """Change credits, enabled, keys or max_concurrent of the account that began with a key."""
         return dict(self.request("PATCH", "accounts", fields, api_key=api_key))
 
     def advance(self, seconds: float) -> None:

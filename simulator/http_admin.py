@@ -30,6 +30,7 @@ class AccountChange(BaseModel):
     credits: str | float | None = Field(None, description="New total.")
     used: str | float | None = None
     enabled: bool | None = None
+    keys: list[str] | None = Field(None, description="The keys that open it, instead of its own.")
     max_concurrent: int | None = Field(None, ge=0, description="null: as configured.")
 
 

@@ -92,7 +92,7 @@ class Service:
         return None
 
     def _wished_for_submit(self, call: Call) -> tuple[str, Effect] | None:
-        account = self.world.accounts.get(call.api_key or "")
+        account = self.world.account_of(call.api_key)
         try:
             texts = _texts(json.loads(call.body))
             wish = parse(texts).word("submit")
@@ -106,8 +106,8 @@ class Service:
         return (f"directive {wish}", effect) if seen <= times else None
 
     def _account(self, call: Call) -> Account:
-        account = self.world.accounts.get(call.api_key or "")
-        if account is None or not account.enabled:
+        account = self.world.account_of(call.api_key)
+        if account is None:
             raise ApiError("INVALID_API_KEY")
         config = self.world.config
         if config.rate_limit is not None and not account.take_token(

@@ -40,6 +40,7 @@ class World:
         self.faults = FaultBook(self.rng)
         self.records = Records()
         self.accounts: dict[str, Account] = {}
+        self._opened_by: dict[str, Account] = {}
         self.tasks = TaskStore(self.clock)
         self.tasks.limit_of = self._limit_of
         self.tasks.on_end = self._on_end
@@ -61,7 +62,9 @@ class World:
         return self.config
 
     def change_account(self, account: Account, changes: dict[str, Any]) -> None:
-        """Change one account's credits, slots, or whether its key is accepted."""
+        """Change one account's credits, slots, or which keys open it. Raises ValueError."""
+        if changes.get("keys") is not None:
+            self._set_keys(account, changes["keys"])
         if changes.get("credits") is not None:
             account.total = Decimal(str(changes["credits"]))
         if changes.get("used") is not None:
@@ -207,10 +210,23 @@ class World:
         for hook in self.ended_hooks:
             hook(task)
 
+    def account_of(self, key: str | None) -> Account | None:
+        """The account that a key opens now; None if it opens none."""
+        account = self._opened_by.get(key or "")
+        return account if account is not None and account.enabled else None
+
+    def _set_keys(self, account: Account, keys: list[str]) -> None:
+        taken = [key for key in keys if self._opened_by.get(key, account) is not account]
+        if taken:
+            raise ValueError(f"keys {taken} open another account")
+        others = {key: of for key, of in self._opened_by.items() if of is not account}
+        self._opened_by = {**others, **dict.fromkeys(keys, account)}
+
     def _open_accounts(self) -> None:
         for key in self.config.api_keys:
             if key not in self.accounts:
                 number = len(self.accounts) + 1
                 self.accounts[key] = Account(key, number, self.config.credits)
+                self._opened_by[key] = self.accounts[key]
         for key, account in self.accounts.items():
             account.enabled = key in self.config.api_keys

@@ -55,7 +55,7 @@ class Refusal(StrEnum):
 MEANS: Mapping[Refusal, str] = MappingProxyType(
     {
         Refusal.OPEN: "it has not ended",
-        Refusal.COMPLETED: "it has its video",
+        Refusal.COMPLETED: "it has completed: for another video its producer enqueues it anew",
         Refusal.FINAL: "the provider refused its content, which is final",
         Refusal.DOOR: "it was refused at the door: its producer must send it again, corrected",
         Refusal.RETRIED: "it was retried already; --again retries the last of its retries",

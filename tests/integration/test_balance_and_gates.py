@@ -168,3 +168,25 @@ def test_closing_is_logged_once(lab, caplog):
         balance.run(lab.rt)
     told = [r for r in caplog.records if r.name == common.log.name and "is closed" in r.message]
     assert len(told) == 1
+
+
+def test_a_key_is_rotated_while_tasks_run(lab, make_runtime):
+    """Two keys of one account, workers with either; then the old one is revoked."""
+    old = lab.sim.api_key
+    lab.sim.change_account(old, keys=[old, "the-new-key"])
+    workers = {"old": lab.rt, "new": make_runtime(api_key="the-new-key")}
+    ids = [lab.send(f"cat {n}") for n in range(2)]
+    lab.rt = workers["new"]
+    ids.append(lab.send("cat of the new key"))
+    assert lab.complete(ids[0]).credit_cost == 9
+
+    lab.sim.change_account(old, keys=["the-new-key"])
+    # A worker that was forgotten holds everything back, and loses nothing.
+    lab.rt = workers["old"]
+    lab.run(lab.claim(ids[1]))
+    assert lab.get(ids[1]).status is Status.RUNNING
+    assert lab.gates() == {"api_key"}
+    lab.rt = workers["new"]
+    balance.run(lab.rt)
+    assert lab.gates() == set()
+    assert {lab.complete(i).status for i in ids[1:]} == {Status.COMPLETED}

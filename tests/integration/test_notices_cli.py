@@ -133,6 +133,19 @@ def test_doctor_tells_of_dead_notices_failing_receivers_and_missing_secrets(cli,
     assert f"{receiver.url('')} fails" in said
 
 
+def test_doctor_is_silent_of_a_receiver_for_which_nothing_waits(cli, desk, receiver):
+    receiver.stop()
+    desk.put_out()
+    for _ in range(3):
+        desk.work()
+        desk.sql("UPDATE notices SET due_at = now() WHERE status = 'pending'")
+    assert " fails (" in cli("doctor")
+    desk.sql("UPDATE notices SET status = 'dead', due_at = NULL, settled_at = now()")
+    said = cli("doctor")
+    assert "1 were not taken and are set aside" in said
+    assert " fails (" not in said
+
+
 def test_doctor_tells_of_missing_secrets_where_workers_lack_them(cli, desk, make_runtime, receiver):
     """An operator's own shell has no secret, and need not."""
     desk.put_out()

@@ -397,6 +397,19 @@ def test_credits_and_keys_change_at_run_time(sim, api):
     assert api.submit().json()["code"] == "CONCURRENCY_LIMIT_REACHED"
 
 
+def test_an_account_may_have_other_keys_and_lose_its_first(sim, api):
+    sim.configure(api_keys=[sim.api_key, "another account's"])
+    sim.change_account(sim.api_key, keys=[sim.api_key, "second"])
+    made = api.new()
+    assert Api(sim, "second").get(made).status_code == 200
+    sim.change_account(sim.api_key, keys=["second"])
+    assert api.get(made).status_code == 401
+    assert Api(sim, "second").get(made).status_code == 200
+    assert Api(sim, "another account's").get(made).status_code == 404
+    with pytest.raises(simulator.AdminError, match="open another account"):
+        sim.change_account(sim.api_key, keys=["another account's"])
+
+
 def test_a_reset_forgets_everything(sim, api):
     api.new()
     sim.fault("get", "drop_before")

@@ -157,7 +157,7 @@ def _credits(conn: Connection) -> list[Check]:
 def _notices(conn: Connection) -> list[Check]:
     checks = []
     counts = reading.counts(conn)
-    failing = reading.receivers(conn)
+    failing = [one for one in reading.receivers(conn) if one.waiting]
     for one in failing[:_FAILING_SHOWN]:
         found = f"{one.receiver} fails ({one.error}): {one.waiting} notices wait"
         checks.append(warn("notices", found, "it is tried again by itself: seedance notices list"))

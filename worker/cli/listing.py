@@ -1,5 +1,6 @@
 """`seedance list`: generations, the newest first."""
 
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -10,6 +11,8 @@ from models.reads import GenerationView
 from worker.cli import output
 from worker.cli.context import database
 from worker.cli.filters import chosen, filters
+
+UNSTORED = "a result of it can't be stored: see seedance show"
 
 _COLUMNS = (
     "id",
@@ -54,6 +57,9 @@ def list_(*, limit: int, as_json: bool, **named: Any) -> None:
     if as_json:
         output.print_json([output.generation_json(view) for view in views])
         return
+    if choice.attention:
+        # Chosen for a result of theirs, which has an attention of its own.
+        views = [v if v.attention else replace(v, attention=UNSTORED) for v in views]
     if not views and output.on_terminal():
         click.echo("no generations" + ("" if choice.everything else " like that"))
         return

@@ -239,6 +239,16 @@ def timeline(events: list[EventView], since: datetime) -> Table:
     return table
 
 
+def _credits_of(view: GenerationView) -> str:
+    """What it costs: nothing is charged before the end, whatever the provider named."""
+    estimated = f"{output.credits_text(view.estimated_cost)} estimated"
+    if view.ended:
+        return f"{output.credits_text(view.credit_cost)} charged, {estimated}"
+    if view.credit_cost is None:
+        return estimated
+    return f"{output.credits_text(view.credit_cost)} named by the provider, {estimated}"
+
+
 def _fields(view: GenerationView, waits_for: str | None, *, urls: bool) -> list[tuple[str, Any]]:
     request = view.request if urls else redact_all(view.request)
     parameters = ", ".join(
@@ -247,7 +257,6 @@ def _fields(view: GenerationView, waits_for: str | None, *, urls: bool) -> list[
         if key != "content" and value not in (None, False)
     )
     texts = [item["text"] for item in request.get("content") or [] if "text" in item]
-    charged = output.credits_text(view.credit_cost)
     video = view.video_url if urls else "there is one: add --url for its signed address"
     rows: list[tuple[str, Any]] = [
         ("generation", str(view.id)),
@@ -266,7 +275,7 @@ def _fields(view: GenerationView, waits_for: str | None, *, urls: bool) -> list[
         ("priority", view.priority or None),
         ("idempotency key", view.idempotency_key),
         ("metadata", view.metadata),
-        ("credits", f"{charged} charged, {output.credits_text(view.estimated_cost)} estimated"),
+        ("credits", _credits_of(view)),
         ("cancel asked", view.cancel_requested_at),
         ("accepted", view.created_at),
         ("submitted", view.submitted_at),
