@@ -1,125 +1,138 @@
-"""What logs and metrics cost: CPU of workers and PostgreSQL for the same load, with all on and off.
+"""What being observed costs: CPU for the same load with everything on, and with everything off.
 
-    python benchmarks/telemetry_cost.py --rate 50 --seconds 300 --rounds 2
+    .venv/bin/python -m benchmarks.telemetry_cost --rate 50 --seconds 300 --rounds 2
 
-On: JSON lines at `info`, counts written every 15 s, a scrape every 15 s. Off: lines at `error`, no
-counts, no scrapes. Celery's events are on in both. CPU is read from the processes themselves, and
-rounds alternate; all the same it takes a machine with room to spare for the rate.
+On: Celery's events, JSON lines at `info`, counts written and `/metrics` scraped every 15 s. Off: no
+events, plain lines at `--off-level`, no counts, nobody scrapes. CPU is read from the processes
+themselves: workers, PostgreSQL, Valkey and whoever serves the figures, of a steady load and by what
+ended in that time. Rounds alternate. A rate that this machine does not carry is told: figures of
+one that is overloaded compare nothing.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
-import subprocess
 import tempfile
 import threading
 import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
-from sqlalchemy import Engine, create_engine, func, select
+from sqlalchemy import Engine, func, select
 
-import simulator
-from models.base import table_of
+from benchmarks.arena import Arena, Host, arena, host, running
+from models.database import make_engine
 from models.lifecycle import TERMINAL
 from models.tables import Generation
 from worker import migrate, stack
-from worker.embedded_postgres import EmbeddedPostgres
-from worker.embedded_valkey import EmbeddedValkey
-from worker.metrics import scrape
 from worker.producer import enqueue_many
-from worker.settings import load_settings
+from worker.supervisor import ProcessSpec
 
 REQUEST = {"content": [{"type": "text", "text": "a cat"}]}
 WARM_UP = 15.0
 """Seconds of the load before it is measured."""
 
+EVERY = 15.0
+"""Seconds between two scrapes, as `ops/prometheus.yml` has it."""
 
-def cpu(processes: list[psutil.Process]) -> float:
-    """Seconds of CPU that they and what they started have used."""
-    total = 0.0
-    for parent in processes:
-        for process in [parent, *parent.children(recursive=True)]:
-            try:
-                times = process.cpu_times()
-            except psutil.Error:
-                continue
-            total += times.user + times.system + times.children_user + times.children_system
-    return total
+CARRIED = 0.97
+"""Less than this part of the offered rate: the machine had no room for it."""
 
 
-def run(folder: Path, args: argparse.Namespace, *, on: bool) -> dict[str, Any]:
-    """One load; CPU milliseconds per generation."""
-    speed = {"speed": 20.0, "random_seed": 1}
-    with (
-        EmbeddedPostgres(folder / "pg", durable=False) as postgres,
-        EmbeddedValkey(folder / "valkey", durable=False) as valkey,
-        simulator.serve(simulator.Config(**speed)) as provider,
-    ):
-        url = postgres.create_database("bench")
-        env = {
-            "SEEDANCE_DATABASE_URL": url,
-            "SEEDANCE_BROKER_URL": valkey.url(0),
-            "SEEDANCE_API_KEY": provider.api_key,
-            "SEEDANCE_API_BASE_URL": provider.url,
-            "SEEDANCE_RATE_LIMIT": "2000/second",
-            "SEEDANCE_MAX_IN_FLIGHT": "5000",
-            "SEEDANCE_CHECK_BALANCE": "false",
-            "SEEDANCE_POLL_MIN": "5",
-            "SEEDANCE_METRICS_EVERY": "15" if on else "0",
-            "SEEDANCE_LOG_FORMAT": "json",
-            "SEEDANCE_LOG_LEVEL": "info" if on else "error",
-        }
-        os.environ.update(env)
-        engine = create_engine(url)
+def settings(here: Arena, args: argparse.Namespace, *, on: bool) -> dict[str, str]:
+    """The environment of all processes of the service."""
+    return {
+        **here.environment(),
+        "SEEDANCE_RATE_LIMIT": "5000/second",
+        "SEEDANCE_MAX_IN_FLIGHT": "5000",
+        "SEEDANCE_CHECK_BALANCE": "false",
+        "SEEDANCE_METRICS_EVERY": "15" if on else "0",
+        "SEEDANCE_LOG_FORMAT": "json" if on else "console",
+        "SEEDANCE_LOG_LEVEL": "info" if on else args.off_level,
+    }
+
+
+def processes(
+    here: Arena, env: dict[str, str], port: int, workers: int, *, on: bool
+) -> list[ProcessSpec]:
+    """Workers and, where figures are wanted, who serves them."""
+    options = () if on else ("--no-events",)
+    specs = [stack.worker(n, env, here.folder, *options) for n in range(1, workers + 1)]
+    if on:
+        serving = stack.seedance("metrics", "--port", str(port), "--log-level", "warning")
+        ready = stack.answers(f"{stack.local_url(port)}/healthz")
+        specs.append(ProcessSpec("metrics", serving, env=env, ready=ready))
+    return specs
+
+
+def run(servers: Host, args: argparse.Namespace, *, on: bool) -> dict[str, Any]:
+    """One load; CPU milliseconds per generation, by kind of process."""
+    speed = ("--speed", str(args.speed))
+    with contextlib.ExitStack() as defer:
+        here = defer.enter_context(arena(servers, *speed))
+        env = settings(here, args, on=on)
+        engine = make_engine(here.database_url)
+        defer.callback(engine.dispose)
         migrate.upgrade(engine)
-        with (folder / "worker.log").open("wb") as log:
-            worker = psutil.Popen(
-                stack.seedance("worker", "-c", "16"),
-                env={**os.environ, **env},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-            server = psutil.Process(postgres_pid(folder / "pg"))
-            stop = threading.Event()
-            if on:
-                settings = load_settings()
-                threading.Thread(
-                    target=lambda: [
-                        scrape.collect(engine, settings) for _ in iter(lambda: stop.wait(15), True)
-                    ],
-                    daemon=True,
-                ).start()
-            loading = threading.Thread(
-                target=load, args=(args.rate, WARM_UP + args.seconds), daemon=True
-            )
-            loading.start()
-            # Of a steady load: what ticks by itself costs the same each second, on or off.
-            time.sleep(WARM_UP)
-            before = cpu([worker]), cpu([server])
-            first = ended(engine)
-            time.sleep(args.seconds)
-            after = cpu([worker]), cpu([server])
-            done = ended(engine) - first
-            loading.join()
-            stop.set()
-            worker.terminate()
-            worker.wait(60)
-        engine.dispose()
-        lines = (folder / "worker.log").read_bytes().count(b"\n")
-    # By what it got done: where that is much less than was asked, the machine had no room.
-    mine, theirs = (1000 * (b - a) / max(1, done) for a, b in zip(before, after, strict=True))
-    return {"on": on, "ended": done, "worker_ms": mine, "postgres_ms": theirs, "lines": lines}
+        port = stack.free_port()
+        specs = processes(here, env, port, args.workers, on=on)
+        defer.enter_context(running(here, "contender", specs))
+        os.environ.update(env)
+        if on:
+            defer.enter_context(scraping(f"{stack.local_url(port)}/metrics"))
+        loading = threading.Thread(
+            target=load, args=(args.rate, WARM_UP + args.seconds), daemon=True
+        )
+        loading.start()
+        # Of a steady load: what ticks by itself costs the same each second, on or off.
+        time.sleep(WARM_UP)
+        before, first, began = used(here), ended(engine), time.monotonic()
+        time.sleep(args.seconds)
+        after, last, passed = used(here), ended(engine), time.monotonic() - began
+        loading.join()
+        lines = (here.folder / "contender.log").read_bytes().count(b"\n")
+    done = last - first
+    each = {name: 1000 * (after[name] - before[name]) / max(1, done) for name in after}
+    return {
+        "on": on,
+        "offered_per_second": args.rate,
+        "ended_per_second": round(done / passed, 1),
+        "ms_per_generation": {name: round(ms, 3) for name, ms in each.items()},
+        "together_ms": round(sum(each.values()), 3),
+        "log_lines": lines,
+    }
 
 
-def postgres_pid(folder: Path) -> int:
-    file = next(folder.rglob("postmaster.pid"))
-    return int(file.read_text().split()[0])
+def used(here: Arena) -> dict[str, float]:
+    """Seconds of CPU so far; what serves the figures is among the service's own processes."""
+    found = here.cpu()
+    return {name: found[name] for name in ("contender", "postgres", "valkey")}
 
 
-def load(rate: int, seconds: float) -> None:
+@contextlib.contextmanager
+def scraping(url: str) -> Iterator[None]:
+    """Ask for the figures as Prometheus does. Who asks is not counted, who answers is."""
+    stop = threading.Event()
+
+    def scrape() -> None:
+        while not stop.wait(EVERY):
+            with urllib.request.urlopen(url, timeout=30) as answer:
+                answer.read()
+
+    thread = threading.Thread(target=scrape, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def load(rate: float, seconds: float) -> None:
     """Enqueue so many a second."""
     sent, began = 0, time.monotonic()
     while (passed := time.monotonic() - began) < seconds:
@@ -132,35 +145,49 @@ def load(rate: int, seconds: float) -> None:
 
 def ended(engine: Engine) -> int:
     """How many have ended."""
-    g = table_of(Generation).c
     with engine.connect() as conn:
         return conn.execute(
-            select(func.count()).where(g.status.in_([str(s) for s in TERMINAL]))
+            select(func.count()).where(Generation.status.in_(sorted(TERMINAL)))
         ).scalar_one()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rate", type=int, default=50)
-    parser.add_argument("--seconds", type=float, default=300)
-    parser.add_argument("--rounds", type=int, default=2)
-    args = parser.parse_args()
-    results = []
-    for number in range(args.rounds):
-        for on in (False, True) if number % 2 == 0 else (True, False):
-            with tempfile.TemporaryDirectory() as folder:
-                results.append(run(Path(folder), args, on=on))
-                print(json.dumps(results[-1]), flush=True)
-    for part in ("worker_ms", "postgres_ms"):
-        off, with_ = (
-            statistics.mean(r[part] for r in results if r["on"] is on) for on in (False, True)
+def compared(results: list[dict[str, Any]]) -> list[str]:
+    """What being observed adds, by kind of process and together."""
+    lines = []
+    for name in [*results[0]["ms_per_generation"], "together"]:
+        off, on = (
+            statistics.mean(
+                r["together_ms"] if name == "together" else r["ms_per_generation"][name]
+                for r in results
+                if r["on"] is wanted
+            )
+            for wanted in (False, True)
         )
-        print(f"{part}: {off:.2f} off, {with_:.2f} on: {100 * (with_ / off - 1):+.1f} %")
-    off, with_ = (
-        statistics.mean(r["worker_ms"] + r["postgres_ms"] for r in results if r["on"] is on)
-        for on in (False, True)
-    )
-    print(f"together: {off:.2f} off, {with_:.2f} on: {100 * (with_ / off - 1):+.1f} %")
+        lines.append(f"{name}: {off:.2f} ms off, {on:.2f} ms on: {100 * (on / off - 1):+.1f} %")
+    short = [r for r in results if r["ended_per_second"] < CARRIED * r["offered_per_second"]]
+    if short:
+        lines.append(f"{len(short)} of {len(results)} rounds did not carry the rate: lower --rate")
+    return lines
+
+
+def main() -> None:
+    """Alternating rounds, and what they say."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rate", type=float, default=50, help="generations a second")
+    parser.add_argument("--seconds", type=float, default=300, help="of each round, measured")
+    parser.add_argument("--rounds", type=int, default=2, help="of each kind")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--speed", type=float, default=20, help="simulated seconds per second")
+    parser.add_argument("--off-level", default="info", help="what is logged with all off")
+    args = parser.parse_args()
+    stack.forget_settings()
+    results = []
+    with tempfile.TemporaryDirectory(prefix="telemetry-") as folder, host(Path(folder)) as servers:
+        for number in range(args.rounds):
+            for on in (False, True) if number % 2 == 0 else (True, False):
+                results.append(run(servers, args, on=on))
+                print(json.dumps(results[-1]), flush=True)
+    print("\n".join(compared(results)))
 
 
 if __name__ == "__main__":

@@ -97,8 +97,13 @@ def _role(given: str) -> tuple[str, grants.Purpose]:
 @LOG_LEVEL
 @click.option("-n", "--name", help="Name in Flower and `celery inspect` (seedance-PID@HOST).")
 @click.option("-Q", "--queues", help="Take only these queues, as in `celery worker -Q`.")
+@click.option("--no-events", is_flag=True, help="Tell Flower nothing: where nobody looks at it.")
 def worker(
-    concurrency: int | None, log_level: str | None, name: str | None, queues: str | None
+    concurrency: int | None,
+    log_level: str | None,
+    name: str | None,
+    queues: str | None,
+    no_events: bool,
 ) -> None:
     """Run a worker until SIGTERM or Ctrl-C: it dispatches, uploads, submits and follows.
 
@@ -126,6 +131,8 @@ def worker(
         log.warning(
             "%s is no queue of this service: a slip in the name? (%s)", foreign, ", ".join(ours)
         )
+    if no_events:
+        options |= {"task_events": False, "without_heartbeat": True}
     node = host_format(name or f"seedance-{os.getpid()}@%h")
     if "@" not in node:
         node = host_format(f"{node}@%h")
