@@ -29,7 +29,7 @@ PROTECTIONS = (
         (
             Edit(
                 RESOLUTION,
-                "return self._steady and self._total is not None and len(self.tasks) == self._total",
+                "return self._steady and self._total is not None and len(self.ids) == self._total",
                 "return self._steady and self._total is not None and self.ended",
             ),
         ),
@@ -69,7 +69,7 @@ PROTECTIONS = (
         (
             Edit(
                 RESOLUTION,
-                "return older and bool(known) and known <= self.tasks.keys()",
+                "return older and bool(known) and known <= self.ids",
                 "return older and bool(known)",
             ),
         ),
@@ -133,7 +133,7 @@ PROTECTIONS = (
         (
             Edit(
                 RESOLUTION,
-                "return not ours or not ours.isdisjoint(self.tasks)",
+                "return not ours or not ours.isdisjoint(self.ids)",
                 "return not ours or True",
             ),
         ),
