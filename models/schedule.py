@@ -8,12 +8,26 @@ import random
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from decimal import Decimal
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, bindparam, func, or_, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    bindparam,
+    func,
+    or_,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from models import gates, transitions
 from models.base import table_of
@@ -23,6 +37,7 @@ from models.observing.turns import BY_LIST
 from models.operating.pauses import paused_sql
 from models.tables import LIVE_SQL, Generation, LearnedLimit, SubmitAttempt
 from models.transitions import in_seconds
+from models.transitions.core import in_given
 
 g = table_of(Generation).c
 _limits = table_of(LearnedLimit)
@@ -84,24 +99,30 @@ def claim_due(
 
     `by_list`: without those that the task list is being read for (`models.observing`).
     """
-    due = (
-        select(g.id)
-        .where(g.status.in_(sorted(LIVE)), g.due_at <= func.now(), *_one_by_one(by_list))
-        .order_by(g.due_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-        .cte("due")
-    )
-    rows = conn.execute(
-        update(table_of(Generation))
-        .where(g.id == due.c.id)
-        .values(lease=g.lease + 1, due_at=in_seconds(lease_seconds))
-        .returning(g.id, g.lease, g.status, g.tries, _NEEDS_UPLOAD)
-    )
+    given = {"most": limit, "leased_for": timedelta(seconds=lease_seconds)}
+    rows = conn.execute(_claiming(by_list), given)
     return [
         Claim(r.id, r.lease, stage_of(Status(r.status), needs_upload=r.needs_upload), r.tries)
         for r in rows
     ]
+
+
+@cache
+def _claiming(by_list: bool) -> ReturningUpdate[Any]:
+    due = (
+        select(g.id)
+        .where(g.status.in_(sorted(LIVE)), g.due_at <= func.now(), *_one_by_one(by_list))
+        .order_by(g.due_at)
+        .limit(bindparam("most"))
+        .with_for_update(skip_locked=True)
+        .cte("due")
+    )
+    return (
+        update(table_of(Generation))
+        .where(g.id == due.c.id)
+        .values(lease=g.lease + 1, due_at=in_given("leased_for"))
+        .returning(g.id, g.lease, g.status, g.tries, _NEEDS_UPLOAD)
+    )
 
 
 def _one_by_one(by_list: bool) -> list[ColumnElement[bool]]:
@@ -185,7 +206,7 @@ def admit(
     locked = conn.execute(select(func.pg_try_advisory_xact_lock(_ADMISSION_LOCK))).scalar_one()
     if not locked:
         return []
-    transitions.lapse(conn, g.status == Status.ACCEPTED)
+    transitions.lapse_waiting(conn)
     free = min(limit, max_in_flight - in_flight(conn))
     if ceiling is not None and ceiling < 0:
         free = 0  # a gate is closed for everything: don't read all that waits to find nothing
@@ -257,13 +278,16 @@ def _admitted(
     ]
 
 
+_IN_FLIGHT = (
+    select(func.count())
+    .select_from(Generation)
+    .where(g.status.in_(sorted(LIVE)), g.attention.is_(None))
+)
+
+
 def in_flight(conn: Connection) -> int:
     """How many generations hold a slot."""
-    return conn.execute(
-        select(func.count())
-        .select_from(Generation)
-        .where(g.status.in_(sorted(LIVE)), g.attention.is_(None))
-    ).scalar_one()
+    return conn.execute(_IN_FLIGHT).scalar_one()
 
 
 def _about_to_send(conn: Connection) -> int:
@@ -280,12 +304,18 @@ def next_due_in(conn: Connection, *, within: float = 3600.0, by_list: bool = Fal
 
     `by_list`: but for those that the task list is being read for, which may be all there are.
     """
-    seconds = conn.execute(
-        select(func.extract("epoch", func.min(g.due_at) - func.now())).where(
-            g.status.in_(sorted(LIVE)), g.due_at <= in_seconds(within), *_one_by_one(by_list)
-        )
-    ).scalar_one()
+    given = {"within": timedelta(seconds=within)}
+    seconds = conn.execute(_next_due(by_list), given).scalar_one()
     return None if seconds is None else float(seconds)
+
+
+@cache
+def _next_due(by_list: bool) -> Select[Any]:
+    return select(func.extract("epoch", func.min(g.due_at) - func.now())).where(
+        g.status.in_(sorted(LIVE)),
+        g.due_at <= in_given("within"),
+        *_one_by_one(by_list),
+    )
 
 
 WAKE = func.pg_notify(CHANNEL, "")

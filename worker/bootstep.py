@@ -1,5 +1,6 @@
 """Runs the dispatcher in every Celery worker, as a step of its start and stop."""
 
+import contextlib
 import logging
 import threading
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from celery import bootsteps
 from kombu.exceptions import OperationalError
 
 from models.schedule import Claim, Stage
-from worker import broker_access, heartbeat, task_forms
+from worker import heartbeat, task_forms
 from worker.celeryconfig import SIDE_QUEUE, STAGE_QUEUE
 from worker.dispatcher import Broker, Dispatcher
 from worker.heartbeat import Heartbeat
@@ -96,27 +97,62 @@ def _broker(app: Any) -> Broker:
     def observe(lease: int) -> None:
         app.send_task("seedance.observe", args=[lease], task_id=f"task-list.observe.{lease}")
 
-    def waiting(queue: str) -> int:
-        with broker_access.channel(app) as (connection, channel):
-            try:
-                return int(channel.queue_declare(queue, passive=True).message_count)
-            except OperationalError:
-                raise
-            except connection.channel_errors:
-                return 0  # not declared yet: nothing was published
-
     def publish_side(kind: SideWork, claim: SideClaim) -> None:
         task_id = f"{claim.id}.{kind.task.removeprefix('seedance.')}.{claim.lease}"
         _send(app, kind.task, [claim.id, claim.lease], task_id, queue=SIDE_QUEUE)
 
+    depths = _Depths(app)
     return Broker(
         publish,
         probe,
-        depth=lambda: waiting(STAGE_QUEUE),
+        depth=lambda: depths.of(STAGE_QUEUE),
         observe=observe,
         publish_side=publish_side,
-        side_depth=lambda: waiting(SIDE_QUEUE),
+        side_depth=lambda: depths.of(SIDE_QUEUE),
     )
+
+
+class _Depths:
+    """How many messages wait in a queue, asked over one channel that is kept: a new one costs a
+    connection to Valkey or a dozen messages to RabbitMQ, at every turn of the dispatcher.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._connection: Any = None
+        self._channel: Any = None
+
+    def of(self, queue: str) -> int:
+        kept = self._connection is not None
+        try:
+            return self._ask(queue)
+        except Exception:
+            self._let_go()
+            if not kept:
+                raise
+        # Of a connection that was kept it only says that the broker was away in between.
+        return self._ask(queue)
+
+    def _ask(self, queue: str) -> int:
+        if self._connection is None:
+            self._connection = self._app.connection_for_write()
+            self._connection.ensure_connection(max_retries=1)
+        if self._channel is None:
+            self._channel = self._connection.channel()
+        try:
+            return int(self._channel.queue_declare(queue, passive=True).message_count)
+        except OperationalError:
+            raise
+        except self._connection.channel_errors:
+            # RabbitMQ closes the channel of who asks for a queue that there is not.
+            if not getattr(self._channel, "is_open", True):
+                self._channel = None
+            return 0  # not declared yet, or empty: nothing waits
+
+    def _let_go(self) -> None:
+        connection, self._connection, self._channel = self._connection, None, None
+        with contextlib.suppress(Exception):
+            connection.release()
 
 
 def _send(app: Any, task: str, args: list[Any], task_id: str, **options: Any) -> None:

@@ -89,7 +89,7 @@ class Dispatcher:
         self._stop = threading.Event()
         self._failures = 0
         self._relaxed = 0.0
-        self._observed = float("-inf")
+        self._observed = self._probed = float("-inf")
         self._by_list = False
         self._purse: Purse | None = None
         self._senior: Senior | None = None
@@ -221,10 +221,7 @@ class Dispatcher:
         if room <= 0:
             return []
         settings = self._rt.settings
-        with self._rt.engine.begin() as conn:
-            opened = self._relax(conn)
-        for name in opened:
-            log.warning("gate %s is open again", name)
+        self._relax()
         with self._rt.engine.begin() as conn:
             submission.look_again(conn)
             # With a gate closed for everything nobody is let in, and deadlines pass all the same.
@@ -267,19 +264,25 @@ class Dispatcher:
             self._asked = time.monotonic()
             self._broker.probe()
 
-    def _relax(self, conn: Connection) -> list[GateName]:
-        """Raise a learned limit, and open the backoff gate for good; returns what opened."""
+    def _relax(self) -> None:
+        """Now and then: raise a learned limit, and open the backoff gate for good."""
         if time.monotonic() - self._relaxed < RELAX_EVERY:
-            return []
+            return
         self._relaxed = time.monotonic()
-        schedule.relax(conn, self._rt.settings.max_in_flight)
-        opened = gates.forget(conn, after=FORGET_GATES)
-        reopening = gates.reopening(conn)
-        if reopening is not None and reopening.done and gates.open_(conn, GateName.BACKOFF):
-            opened.append(GateName.BACKOFF)
-        return opened
+        with self._rt.engine.begin() as conn:
+            schedule.relax(conn, self._rt.settings.max_in_flight)
+            opened = gates.forget(conn, after=FORGET_GATES)
+            reopening = gates.reopening(conn)
+            if reopening is not None and reopening.done and gates.open_(conn, GateName.BACKOFF):
+                opened.append(GateName.BACKOFF)
+        for name in opened:
+            log.warning("gate %s is open again", name)
 
     def _probe(self) -> None:
+        """Once in a tick: have closed gates probed whose time has come."""
+        if time.monotonic() - self._probed < self._rt.settings.tick:
+            return
+        self._probed = time.monotonic()
         with self._rt.engine.begin() as conn:
             closed = gates.take_probe(conn, every=self._rt.settings.probe_every)
         if closed:

@@ -14,7 +14,7 @@ from models.transitions.answers import (
     refused,
     submitted,
 )
-from models.transitions.before import admit, intend, lapse, poison, put_back, reject
+from models.transitions.before import admit, intend, lapse, lapse_waiting, poison, put_back, reject
 from models.transitions.cancelling import cancel, cancel_many, cancel_sent
 from models.transitions.core import Moved, in_seconds, move, note
 from models.transitions.following import (
@@ -49,6 +49,7 @@ __all__ = [
     "in_seconds",
     "intend",
     "lapse",
+    "lapse_waiting",
     "move",
     "need_attention",
     "not_sent",

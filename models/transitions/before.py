@@ -19,12 +19,14 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from models import storable
 from models.lifecycle import (
     Event,
+    Status,
 )
 from models.transitions.core import (
     CALM,
     GIVEN_DETAIL,
     Moved,
     Prepared,
+    Values,
     carry_out,
     fenced,
     g,
@@ -152,18 +154,32 @@ def reject(
     )
 
 
+_LAPSED: Values = {
+    "lease": g.lease + 1,
+    "error_code": "DEADLINE_PASSED",
+    "error_message": "the deadline passed before the generation could be submitted",
+}
+_LATE = g.deadline_at <= func.now()
+
+
 def lapse(conn: Connection, *guards: ColumnElement[bool]) -> list[Moved]:
     """`accepted | uploading → expired`: the deadline passed before it was sent."""
-    return move(
-        conn,
+    return move(conn, Event.LAPSE, _LATE, *guards, values=_LAPSED, skip_locked=True)
+
+
+def lapse_waiting(conn: Connection) -> list[Moved]:
+    """`lapse` of all that is still `accepted`; asked for before each admission."""
+    return carry_out(conn, _lapsing(), {"detail": None})
+
+
+@cache
+def _lapsing() -> Prepared:
+    return prepare(
         Event.LAPSE,
-        g.deadline_at <= func.now(),
-        *guards,
-        values={
-            "lease": g.lease + 1,
-            "error_code": "DEADLINE_PASSED",
-            "error_message": "the deadline passed before the generation could be submitted",
-        },
+        _LATE,
+        values=_LAPSED,
+        detail=GIVEN_DETAIL,
+        sources=frozenset({Status.ACCEPTED}),
         skip_locked=True,
     )
 

@@ -257,7 +257,7 @@ PROTECTIONS = (
     Protection(
         "deadline-lapses-while-waiting",
         "a deadline passes also without a slot or behind a gate",
-        (Edit(SCHEDULE, "    transitions.lapse(conn, g.status == Status.ACCEPTED)\n", ""),),
+        (Edit(SCHEDULE, "    transitions.lapse_waiting(conn)\n", ""),),
         (
             f"{SQL}::test_a_deadline_that_passed_ends_it_before_admission_even_without_a_slot",
             f"{SQL}::test_a_deadline_passes_also_while_a_gate_holds_everything",
