@@ -6,13 +6,14 @@ is relied on, but where a session is needed: LISTEN and migrations go directly.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psycopg
 from psycopg.conninfo import make_conninfo
-from sqlalchemy import URL, Engine, ExceptionContext, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, make_url
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -176,6 +177,15 @@ def make_engine(
     if trusted > 0:
         _check_the_idle(engine, trusted)
     return engine
+
+
+@contextmanager
+def alone(engine: Engine) -> Iterator[Connection]:
+    """A connection on which each statement is a transaction of its own: BEGIN and COMMIT are a
+    round trip each, and one statement needs neither.
+    """
+    with engine.connect() as conn:
+        yield conn.execution_options(isolation_level="AUTOCOMMIT")
 
 
 _USED = "seedance_used"

@@ -154,14 +154,16 @@ _WAITING = text(
         SELECT tenant, count(*) AS n FROM generations
         WHERE {LIVE_SQL} AND attention IS NULL GROUP BY tenant
     )
-    SELECT c.id, c.fingerprint, c.created_at, t.tenant, c.estimated_cost
+    SELECT c.id, c.fingerprint, c.created_at, t.tenant, c.estimated_cost, c.needs_upload
     FROM tenants t
     LEFT JOIN busy b USING (tenant)
     CROSS JOIN LATERAL (
-        SELECT w.id, w.fingerprint, w.priority, w.created_at, w.estimated_cost,
+        SELECT w.id, w.fingerprint, w.priority, w.created_at, w.estimated_cost, w.needs_upload,
                row_number() OVER (ORDER BY w.priority DESC, w.created_at) AS turn
         FROM (
-            SELECT id, fingerprint, priority, created_at, estimated_cost FROM generations g
+            SELECT id, fingerprint, priority, created_at, estimated_cost,
+                   has_sources AND (content IS NULL OR content_until <= now()) AS needs_upload
+            FROM generations g
             WHERE g.status = 'accepted' AND g.tenant = t.tenant AND g.due_at <= now()
               AND g.waits_for IS DISTINCT FROM '{AWAITS_DECISION}'
               AND (CAST(:ceiling AS numeric) IS NULL OR g.estimated_cost <= :ceiling)
@@ -203,15 +205,20 @@ def admit(
     at a time; another finds the lock taken and gets an empty list. A generation whose fingerprint
     another holds, or an older one waits for, stays accepted and shows `blocked_by`.
     """
-    locked = conn.execute(select(func.pg_try_advisory_xact_lock(_ADMISSION_LOCK))).scalar_one()
+    locked = conn.execute(_TAKE_LOCK).scalar_one()
     if not locked:
         return []
-    transitions.lapse_waiting(conn)
-    free = min(limit, max_in_flight - in_flight(conn))
+    # Under the lock, and not in the statement that takes it: that one began before.
+    standing = conn.execute(_STANDING).one()
+    if standing.late:
+        transitions.lapse_waiting(conn)
+    free = min(limit, max_in_flight - standing.in_flight)
     if ceiling is not None and ceiling < 0:
         free = 0  # a gate is closed for everything: don't read all that waits to find nothing
-    if free > 0 and (reopening := gates.reopening(conn)) is not None and not reopening.done:
-        free = min(free, reopening.allowed_now - _about_to_send(conn))
+    if free > 0 and standing.reopening:
+        reopening = gates.reopening(conn)
+        if reopening is not None and not reopening.done:
+            free = min(free, reopening.allowed_now - _about_to_send(conn))
     claims: list[Claim] = []
     looking = free
     purse: Purse | None = None
@@ -225,7 +232,7 @@ def admit(
             # What can't be paid is not asked for again; behind it others may wait that can.
             chosen = purse.take(conn, [row for row in waiting if row.id in chosen])
             ceiling = purse.ceiling(ceiling)
-        claims += _admitted(conn, chosen, lease_seconds=lease_seconds)
+        claims += _admitted(conn, chosen, waiting, lease_seconds=lease_seconds)
         if len(waiting) < looking:
             break
         # The blocked are put off: behind them others may wait, and must not starve.
@@ -264,13 +271,16 @@ def _unblocked(conn: Connection, waiting: Sequence[Row[Any]]) -> list[uuid.UUID]
 
 
 def _admitted(
-    conn: Connection, chosen: Sequence[uuid.UUID], *, lease_seconds: float
+    conn: Connection,
+    chosen: Sequence[uuid.UUID],
+    waiting: Sequence[Row[Any]],
+    *,
+    lease_seconds: float,
 ) -> list[Claim]:
     if not chosen:
         return []
     moved = transitions.admit(conn, chosen, lease_seconds=lease_seconds)
-    rows = conn.execute(select(g.id, _NEEDS_UPLOAD).where(g.id.in_([m.id for m in moved])))
-    needs = {row.id: row.needs_upload for row in rows}
+    needs = {row.id: row.needs_upload for row in waiting}
     order = {generation_id: i for i, generation_id in enumerate(chosen)}
     return [
         Claim(m.id, m.lease, stage_of(m.status, needs_upload=needs[m.id]), 0)
@@ -278,16 +288,56 @@ def _admitted(
     ]
 
 
-_IN_FLIGHT = (
-    select(func.count())
-    .select_from(Generation)
-    .where(g.status.in_(sorted(LIVE)), g.attention.is_(None))
+_SLOTS_IN_USE = f"SELECT count(*) FROM generations WHERE {LIVE_SQL} AND attention IS NULL"  # noqa: S608
+
+_TAKE_LOCK = select(func.pg_try_advisory_xact_lock(_ADMISSION_LOCK))
+
+_STANDING = text(
+    f"""
+    SELECT ({_SLOTS_IN_USE}) AS in_flight,
+           EXISTS (SELECT FROM generations
+                   WHERE status = 'accepted' AND deadline_at <= now()) AS late,
+           EXISTS (SELECT FROM gates
+                   WHERE name = 'backoff' AND opens_at <= clock_timestamp()) AS reopening
+    """  # noqa: S608  (built from constants of this package)
 )
+"""What an admission begins with: slots in use, and whether there is more to look at."""
+
+
+@dataclass(frozen=True)
+class Waits:
+    """Whether there is anything for an admission to do, and what it must know before."""
+
+    accepted: bool
+    """Something waits to be let in, or its deadline to pass."""
+    undecided: bool
+    """Something of it awaits a decision (`submission.look_again`)."""
+    held: bool
+    """A gate is closed."""
+    limit: int | None
+    """The learned one."""
+
+
+_WAITS = text(
+    f"""
+    SELECT EXISTS (SELECT FROM generations WHERE status = 'accepted') AS accepted,
+           EXISTS (SELECT FROM generations WHERE attention IS NOT NULL AND status = 'accepted'
+                   AND waits_for = '{AWAITS_DECISION}' AND due_at <= now()) AS undecided,
+           EXISTS (SELECT FROM gates WHERE closed_at IS NOT NULL) AS held,
+           (SELECT value FROM learned_limits WHERE name = '{IN_FLIGHT}') AS limit
+    """  # noqa: S608
+)
+
+
+def waits(conn: Connection) -> Waits:
+    """Look whether an admission has anything to do: where nothing waits that is all it costs."""
+    row = conn.execute(_WAITS).one()
+    return Waits(row.accepted, row.undecided, row.held, row.limit)
 
 
 def in_flight(conn: Connection) -> int:
     """How many generations hold a slot."""
-    return conn.execute(_IN_FLIGHT).scalar_one()
+    return int(conn.execute(text(_SLOTS_IN_USE)).scalar_one())
 
 
 def _about_to_send(conn: Connection) -> int:

@@ -36,7 +36,9 @@ class DispatcherStep(bootsteps.StartStopStep):
 
     def start(self, worker: Any) -> None:
         """Begin to dispatch."""
-        rt = build(settings := load_settings(), pool_size=2)
+        settings = load_settings()
+        # A connection that died since the last turn costs a turn: the loop begins anew.
+        rt = build(settings, pool_size=2, trusted=5.0)
         if not rt.limiter.shared:
             log.warning(
                 "this worker keeps the request rate by itself: with several set"

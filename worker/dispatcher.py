@@ -20,7 +20,7 @@ from sqlalchemy import Connection
 
 from models import credit, gates, schedule, submission, transitions
 from models.credit import Purse, Senior
-from models.database import direct_dsn
+from models.database import alone, direct_dsn
 from models.gates import GateName
 from models.metrics import pulses
 from models.observing import turns
@@ -141,7 +141,7 @@ class Dispatcher:
     def _pause(self) -> float:
         """Until the next row is due, but at most a tick: another process may bring it forward."""
         tick = self._rt.settings.tick
-        with self._rt.engine.connect() as conn:
+        with alone(self._rt.engine) as conn:
             due = schedule.next_due_in(conn, within=tick, by_list=self._by_list)
         return tick if due is None else min(tick, max(0.02, due))
 
@@ -154,7 +154,7 @@ class Dispatcher:
         self._probe()
         self._observe()
         settings = self._rt.settings
-        with self._rt.engine.begin() as conn:
+        with alone(self._rt.engine) as conn:
             due = schedule.claim_due(
                 conn, room, lease_seconds=settings.lease, by_list=self._by_list
             )
@@ -222,15 +222,20 @@ class Dispatcher:
             return []
         settings = self._rt.settings
         self._relax()
+        with alone(self._rt.engine) as conn:
+            waits = schedule.waits(conn)
+        if not waits.accepted:
+            return []
         with self._rt.engine.begin() as conn:
-            submission.look_again(conn)
+            if waits.undecided:
+                submission.look_again(conn)
             # With a gate closed for everything nobody is let in, and deadlines pass all the same.
             return schedule.admit(
                 conn,
                 room,
-                max_in_flight=schedule.learned_limit(conn, settings.max_in_flight),
+                max_in_flight=min(settings.max_in_flight, waits.limit or settings.max_in_flight),
                 lease_seconds=settings.lease,
-                ceiling=gates.sending(conn).ceiling,
+                ceiling=gates.sending(conn).ceiling if waits.held else None,
                 open_purse=self._open_purse,
             )
 

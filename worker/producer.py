@@ -26,6 +26,7 @@ from sqlalchemy.orm import Session
 from api_client import GenerationRequest, InvalidRequest
 from models import budgets, intake, reads, schedule, transitions
 from models.budgets import BudgetExceeded, BudgetView, Room
+from models.database import alone
 from models.intake import IdempotencyConflict
 from models.intake_rows import NewGeneration
 from models.reads import EventView, GenerationView
@@ -37,7 +38,6 @@ from worker.producer_database import (
     follower,
     joined,
     surely,
-    without_transaction,
 )
 from worker.requests import check_options, check_request, new_generation, with_options
 from worker.retrying import RetryRefused
@@ -83,7 +83,7 @@ def enqueue(
 
 def _stored_alone(new: NewGeneration) -> uuid.UUID:
     """In one round trip, but where a budget is to be asked."""
-    with without_transaction() as conn:
+    with alone(engine()) as conn:
         accepted = intake.accept_at_once(conn, new)
     if accepted is None:
         with connection(None) as conn:

@@ -64,13 +64,6 @@ def connection(session: Session | Connection | None) -> Iterator[Connection]:
             yield conn
 
 
-@contextmanager
-def without_transaction() -> Iterator[Connection]:
-    """A connection of its own on which each statement is a transaction."""
-    with engine().connect() as conn:
-        yield conn.execution_options(isolation_level="AUTOCOMMIT")
-
-
 def surely(store: Callable[[], T]) -> T:
     """Do it, and once more if its connection turns out to be dead.
 

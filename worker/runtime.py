@@ -44,10 +44,11 @@ class Runtime:
         self.engine.dispose()
 
 
-def build(settings: Settings, *, pool_size: int | None = None) -> Runtime:
+def build(settings: Settings, *, pool_size: int | None = None, trusted: float = 0.0) -> Runtime:
     """Build everything from settings. Opens no connection yet.
 
-    `pool_size`: database connections, by default one for each thread of a worker.
+    `pool_size`: database connections, by default one for each thread of a worker. `trusted`: as
+    `make_engine` has it.
     """
     limiter = Limiter(settings.rate_limit, settings.shared_rate_url)
     tally = Tally()
@@ -68,6 +69,7 @@ def build(settings: Settings, *, pool_size: int | None = None) -> Runtime:
             settings.database_url,
             pool_size=pool_size or settings.concurrency,
             options={WANTED: bool(settings.archive_url)},
+            trusted=trusted,
         ),
         client,
         limiter,

@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+import redis
+from celery import Celery
 from sqlalchemy import text
 
 from models import schedule
@@ -17,7 +19,7 @@ from tests.brokers import broker_with
 from tests.integration.conftest import text_request
 from tests.integration.invariants import laboratory
 from tests.waiting import wait_for as until
-from worker import side_work
+from worker import bootstep, side_work
 from worker.dispatcher import Dispatcher
 from worker.side_slots import SideSlots
 from worker.side_work import SideClaim, SideWork
@@ -596,3 +598,19 @@ def test_side_work_beyond_the_share_of_a_process_is_put_off(lab):
     side_work.run(lab.rt, kind, SideClaim("1", 0))
     assert inner == ["1", "1"], "the slot is given back"
     assert lab.value("SELECT due_at > now() FROM errands WHERE id = 2")
+
+
+def test_what_waits_is_asked_over_one_connection_also_when_the_broker_was_away(broker_url):
+    app = Celery("asking", broker=broker_url)
+    depths = bootstep._Depths(app)
+    with redis.Redis.from_url(broker_url) as client:
+        assert depths.of("somewhere") == 0, "not declared yet"
+        for _ in range(2):
+            app.send_task("anything", queue="somewhere")
+        assert depths.of("somewhere") == 2
+        before = client.info("clients")["connected_clients"]
+        assert {depths.of("somewhere") for _ in range(10)} == {2}
+        assert client.info("clients")["connected_clients"] <= before
+        client.client_kill_filter(_type="normal", skipme=True)
+        assert depths.of("somewhere") == 2
+    app.close()

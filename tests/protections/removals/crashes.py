@@ -16,7 +16,7 @@ _NEVER_DUE_AGAIN = (
     NO_REDELIVERY,
     Edit(
         "models/schedule.py",
-        ".values(lease=g.lease + 1, due_at=in_seconds(lease_seconds))",
+        '.values(lease=g.lease + 1, due_at=in_given("leased_for"))',
         ".values(lease=g.lease + 1, due_at=in_seconds(10**7))",
     ),
     Edit(

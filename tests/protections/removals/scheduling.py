@@ -23,7 +23,7 @@ PROTECTIONS = (
         (
             Edit(
                 SCHEDULE,
-                ".values(lease=g.lease + 1, due_at=in_seconds(lease_seconds))",
+                '.values(lease=g.lease + 1, due_at=in_given("leased_for"))',
                 ".values(lease=g.lease + 1, due_at=in_seconds(10**7))",
             ),
         ),
@@ -35,8 +35,8 @@ PROTECTIONS = (
         (
             Edit(
                 SCHEDULE,
-                ".values(lease=g.lease + 1, due_at=in_seconds(lease_seconds))",
-                ".values(lease=g.lease, due_at=in_seconds(lease_seconds))",
+                '.values(lease=g.lease + 1, due_at=in_given("leased_for"))',
+                '.values(lease=g.lease, due_at=in_given("leased_for"))',
             ),
         ),
         (
@@ -218,7 +218,7 @@ PROTECTIONS = (
         (
             Edit(
                 SCHEDULE,
-                "    free = min(limit, max_in_flight - in_flight(conn))\n",
+                "    free = min(limit, max_in_flight - standing.in_flight)\n",
                 "    free = limit\n",
             ),
         ),
@@ -257,7 +257,7 @@ PROTECTIONS = (
     Protection(
         "deadline-lapses-while-waiting",
         "a deadline passes also without a slot or behind a gate",
-        (Edit(SCHEDULE, "    transitions.lapse_waiting(conn)\n", ""),),
+        (Edit(SCHEDULE, "    if standing.late:\n        transitions.lapse_waiting(conn)\n", ""),),
         (
             f"{SQL}::test_a_deadline_that_passed_ends_it_before_admission_even_without_a_slot",
             f"{SQL}::test_a_deadline_passes_also_while_a_gate_holds_everything",
@@ -269,8 +269,8 @@ PROTECTIONS = (
         (
             Edit(
                 SCHEDULE,
-                "        .where(g.status.in_(sorted(LIVE)), g.attention.is_(None))\n",
-                "        .where(g.status.in_(sorted(LIVE)))\n",
+                'WHERE {LIVE_SQL} AND attention IS NULL"  # noqa',
+                'WHERE {LIVE_SQL}"  # noqa',
             ),
         ),
         (
