@@ -26,10 +26,13 @@ _IN_FLIGHT = (
     ("lag_99th", "lag, 99th s"),
     ("requests", "requests each"),
     ("cpu_ms", "CPU ms each"),
+    ("postgres_ms", "+ PostgreSQL ms"),
     ("memory_mb", "memory MB"),
-    ("busy_cores", "cores busy"),
+    ("simulator_ms", "simulator: CPU ms each"),
+    ("busy_cores", "cores busy in all"),
 )
 _KILL = (
+    ("on_the_wire", "POSTs on the wire"),
     ("lost", "lost"),
     ("doubled", "doubled"),
     ("submitting_again", "submits again after, s"),
