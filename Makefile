@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.complete
 BENCH_VENV := .venv-bench
 
+NEW_ENOUGH = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is %d.%d: make PYTHON=python3.12 …" % sys.version_info[:2])'
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test unit integration acceptance model chaos protections bench lint audit format lock clean
 
@@ -14,7 +16,7 @@ help: ## show what there is
 setup: $(STAMP) ## fill .venv from the lock
 
 $(STAMP): requirements/dev.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is %d.%d: make PYTHON=python3.12 …" % sys.version_info[:2])'
+	$(NEW_ENOUGH)
 	@rm -f $@
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
@@ -41,6 +43,7 @@ bench: $(BENCH_VENV)/.complete ## measure it beside what else one would use; 20 
 
 # An environment of its own: the contenders are no part of the service.
 $(BENCH_VENV)/.complete: requirements/bench.txt pyproject.toml
+	$(NEW_ENOUGH)
 	@rm -f $@
 	$(PYTHON) -m venv $(BENCH_VENV)
 	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.txt
