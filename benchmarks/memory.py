@@ -79,8 +79,13 @@ class Bench:
 
     def step(self, in_flight: int) -> Step:
         """Lay down what is missing, follow for some passes, reconcile."""
+        if self._in_flight:
+            # Between two passes: one that is under way would miss what comes in the meantime.
+            self._wait_for_pass(self._begun_after(self._ended()))
+        self._worker.suspend()
         self._lay_down(in_flight - self._in_flight)
         self._in_flight = in_flight
+        self._worker.resume()
         Path(f"/proc/{self._worker.pid}/clear_refs").write_text("5")  # the peak begins anew
         pages, slowest, cpu = 0, 0.0, 0.0
         for _ in range(PASSES if in_flight else 0):
@@ -143,7 +148,7 @@ class Bench:
             time.sleep(0.05)
         with self._engine.connect() as conn:
             row = conn.execute(select(_o.pages, _o.sought, _o.missed)).one()
-        assert (row.sought, row.missed) == (self._in_flight, 0), row
+        assert (row.sought, row.missed) == (self._in_flight, 0), (row, self._in_flight)
         return int(row.pages)
 
     def _reconcile(self) -> None:

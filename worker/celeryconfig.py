@@ -7,6 +7,7 @@ broker from doing worse than that.
 import os
 
 from kombu import Queue
+from kombu.transport import TRANSPORT_ALIASES
 
 from worker import broker_address
 from worker.settings import Settings
@@ -48,7 +49,8 @@ if broker_url.startswith(("redis://", "rediss://")):
     # An entry that is no message must not end the worker.
     broker_transport = "worker.transport:Transport"
 elif _address.kind == "sentinel":
-    broker_transport = "worker.transport:SentinelTransport"
+    # By the scheme, since kombu goes by it where it turns to the next sentinel.
+    TRANSPORT_ALIASES["sentinel"] = "worker.transport:SentinelTransport"
 
 # --- messages ---------------------------------------------------------------------------------
 # JSON only: a pickle is a program, and the broker may be written to by others.

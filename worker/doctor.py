@@ -12,7 +12,7 @@ from worker.checkup.archive import archive
 from worker.checkup.finding import Check, Findings, Level, ok, warn, wrong
 from worker.checkup.postgres import database
 from worker.checkup.provider import provider
-from worker.checkup.valkey import broker
+from worker.checkup.valkey import broker, rate
 from worker.redaction import redact
 from worker.settings import SettingsError, load_settings, unknown_variables
 
@@ -39,6 +39,7 @@ def examine(environ: Mapping[str, str], *, found_by: str) -> list[Check]:
         "broker": lambda: broker(settings.broker_url),
         "provider": lambda: provider(settings),
         "archive": lambda: archive(settings),
+        "rate": lambda: rate(settings),
     }
     findings = _all_at_once(groups)
     for name in groups:

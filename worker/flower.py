@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from worker import broker_address
 from worker.variables import secret
 
 LOGIN = "FLOWER_BASIC_AUTH"
@@ -74,11 +75,16 @@ def environment(
     secret = environ.get(COOKIE_SECRET) or _kept(
         folder / "cookie-secret", secrets.token_urlsafe(48)
     )
+    address = broker_address.read(broker_url)
+    if address.transport_options or address.ssl is not None:
+        # What no address can say, Celery's client takes from a module.
+        made["CELERY_CONFIG_MODULE"] = "worker.flower_broker"
+        made["SEEDANCE_BROKER_URL"] = broker_url
     return {
         **made,
         LOGIN: known.credentials,
         COOKIE_SECRET: secret,
-        "CELERY_BROKER_URL": broker_url,
+        "CELERY_BROKER_URL": address.url,
     }
 
 

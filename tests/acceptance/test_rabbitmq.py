@@ -17,6 +17,8 @@ from models.tables import RejectedMessage
 from tests import rabbitmq
 from tests.acceptance.conftest import Service, wait_for
 from worker import transport
+from worker.checkup.finding import Level
+from worker.checkup.valkey import broker, rate
 
 pytestmark = [
     pytest.mark.skipif(rabbitmq.ABSENT, reason=rabbitmq.WHY_ABSENT),
@@ -79,6 +81,11 @@ def test_requests_notices_and_garbage(
         view = service.ended(sent.id)
         told = wait_for(lambda: channel.basic_get("shop", no_ack=True), "the notice is there")
 
+        found, workers = broker(service.env["SEEDANCE_BROKER_URL"]).checks
+
+    assert (found.level, workers.level) == (Level.OK, Level.OK), (found, workers)
+    assert found.found.startswith("RabbitMQ 3") or found.found.startswith("RabbitMQ 4")
+    assert rate(service.rt.settings).checks[0].level is Level.WARN
     assert view.status is Status.COMPLETED
     assert len(sim.submits()) == 1
     assert told.headers["task"] == "shop.video_done"

@@ -2,10 +2,13 @@
 
 import os
 import stat
+import sys
 
 import pytest
+from celery import Celery
 
 from worker import flower
+from worker.broker_address import normalise
 from worker.cli import run
 
 GIVEN = {"FLOWER_BASIC_AUTH": "ana:correct horse,ben:battery staple"}
@@ -97,3 +100,17 @@ def test_a_weak_login_is_refused_before_anything_starts(command, tmp_path, monke
     assert run(command) == 2
     assert "FLOWER_BASIC_AUTH" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_flower_finds_the_master_that_sentinels_name(tmp_path, monkeypatch):
+    """An address can't say it all: Flower's own client reads the rest from a module."""
+    url = "sentinel://:first-word@a:1/0?master_name=videos;sentinel://b:2"
+    given = normalise(url)
+    made = flower.environment(tmp_path, given, flower.login(tmp_path, {}), {})
+    assert made["CELERY_BROKER_URL"] == "sentinel://:first-word@a:1/0;sentinel://:first-word@b:2/0"
+    for name, value in made.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delitem(sys.modules, "worker.flower_broker", raising=False)
+    with Celery(set_as_current=False, loader="default") as client:
+        assert client.conf.broker_transport_options["master_name"] == "videos"
+        assert client.connection().virtual_host == "0"

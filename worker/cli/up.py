@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-from celery import Celery
 
 from models.database import make_engine
-from worker import embedded, logs, migrate, stack, stack_file
+from worker import broker_client, embedded, logs, migrate, stack, stack_file
 from worker import flower as window
 from worker.cli.context import DATABASE, data_dir
 from worker.cli.errors import BadInput, Failed
@@ -258,7 +257,7 @@ def _tell_when_ready(
 ) -> None:
     try:
         supervisor.wait_ready(120)
-        with Celery(broker=broker_url) as client:
+        with broker_client.client(broker_url) as client:
             # Beat would do it in some minutes; like this a wrong key shows at once.
             client.send_task("seedance.balance")
     except (RuntimeError, TimeoutError, OSError) as error:

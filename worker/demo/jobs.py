@@ -7,9 +7,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from celery import Celery
-
 from models.lifecycle import Status
+from worker.broker_client import client
 from worker.producer import enqueue
 
 REFUSAL = "CONTENT_MODERATION_FAILED"
@@ -112,10 +111,8 @@ def _bare_client(
     """A Celery client that knows the broker's address and the task's name, and nothing else."""
 
     def send_task(request: Mapping[str, Any], options: Mapping[str, Any]) -> uuid.UUID:
-        with Celery(broker=broker_url) as client:
-            sent = client.send_task(
-                "seedance.generate", kwargs={"request": dict(request), **options}
-            )
+        with client(broker_url) as app:
+            sent = app.send_task("seedance.generate", kwargs={"request": dict(request), **options})
         # The generation's id is the id of the task.
         return uuid.UUID(sent.id)
 

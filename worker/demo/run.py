@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from celery import Celery
 from sqlalchemy import Engine, func, select
 
 from models import reads
 from models.database import make_engine
 from models.tables import Generation
 from simulator import Admin
-from worker import embedded, migrate, stack, stack_file
+from worker import broker_client, embedded, migrate, stack, stack_file
 from worker.cli.errors import BadInput, Failed
 from worker.cli.output import credits_text
 from worker.demo import stored, verdict
@@ -169,7 +168,7 @@ def _refuse_others_work(engine: Engine) -> None:
 
 def _refuse_others_workers(broker_url: str) -> None:
     """A worker of somebody else would take the demo's messages, and the demo's workers its."""
-    with Celery(broker=broker_url) as client:
+    with broker_client.client(broker_url) as client:
         present = client.control.ping(timeout=1.0)
     if present:
         names = ", ".join(name for answer in present for name in answer)
