@@ -24,6 +24,7 @@ from sqlalchemy import (
     or_,
     select,
     text,
+    tuple_,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
@@ -37,7 +38,7 @@ from models.observing.turns import BY_LIST
 from models.operating.pauses import paused_sql
 from models.tables import LIVE_SQL, Generation, LearnedLimit, SubmitAttempt
 from models.transitions import in_seconds
-from models.transitions.core import in_given
+from models.transitions.core import LOCK_ORDER, in_given
 
 g = table_of(Generation).c
 _limits = table_of(LearnedLimit)
@@ -131,12 +132,11 @@ def _one_by_one(by_list: bool) -> list[ColumnElement[bool]]:
 
 def release(conn: Connection, claims: Sequence[Claim], *, seconds: float) -> None:
     """Give claims back that could not be handed on: due again soon, not at the lease's end."""
-    for claim in claims:
-        conn.execute(
-            update(table_of(Generation))
-            .where(g.id == claim.id, g.lease == claim.lease, g.finished_at.is_(None))
-            .values(due_at=in_seconds(seconds))
-        )
+    held = select(g.id).where(tuple_(g.id, g.lease).in_([(c.id, c.lease) for c in claims]))
+    locked = held.where(g.finished_at.is_(None)).order_by(*LOCK_ORDER).with_for_update().cte()
+    conn.execute(
+        update(table_of(Generation)).where(g.id == locked.c.id).values(due_at=in_seconds(seconds))
+    )
 
 
 # A loose index scan finds the tenants, each then gives its first rows: the cost grows with

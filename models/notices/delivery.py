@@ -3,9 +3,14 @@
 A notice is claimed as a generation is: due, leased, fenced. Beyond that, one receiver has little
 room, so that a slow one holds up no other; while it fails it is left alone, then tried with one
 notice at a time; and a notice goes only after all earlier ones of its generation and target.
+
+Nobody waits for another in a circle: of several notices, those of a generation and target are
+locked in the order in which they are told, then the receiver; claiming and burying pass over what
+somebody has.
 """
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -24,6 +29,9 @@ LEFT_ALONE = 300.0
 """Seconds, at most, that a failing receiver is left alone before one notice is tried."""
 
 _BURIED_AT_ONCE = 500
+"""By each failed try, of which there is one in some minutes: the others wait for nobody meanwhile,
+and one transaction stays short."""
+
 _CLAIMING = 0x5EED_0B0C
 
 
@@ -64,6 +72,9 @@ class Outgoing:
     """By the database's clock, when it was loaded."""
 
 
+IN_ORDER = "ORDER BY generation_id, target, sequence FOR UPDATE"
+"""How whoever changes several notices, and waits for them, locks them."""
+
 _EARLIER = """
     SELECT FROM notices earlier
     WHERE earlier.generation_id = n.generation_id AND earlier.target = n.target
@@ -96,11 +107,14 @@ _CLAIM = text(
             ORDER BY n.due_at LIMIT greatest(open.room, 0)
         ) AS first
         ORDER BY first.turn, random() LIMIT :limit
+    ), free AS MATERIALIZED (
+        SELECT n.id FROM notices n JOIN picked ON n.id = picked.id
+        WHERE n.status = 'pending' AND n.due_at <= now() FOR UPDATE OF n SKIP LOCKED
     )
     UPDATE notices SET claimed = true, lease = lease + 1,
                        due_at = now() + make_interval(secs => :seconds)
-    FROM picked
-    WHERE notices.id = picked.id AND notices.status = 'pending' AND notices.due_at <= now()
+    FROM free
+    WHERE notices.id = free.id
     RETURNING notices.id, notices.lease
     """  # noqa: S608  (a constant of this module)
 )
@@ -163,13 +177,20 @@ WAITS_FOR_ARCHIVE = "waits for the archive"
 
 def results_settled(conn: Connection, generation_id: uuid.UUID) -> None:
     """A result was stored or lost: the notice that waits for it, if any does, is due."""
-    conn.execute(
-        text(
-            "UPDATE notices SET due_at = now() WHERE generation_id = :id AND status = 'pending'"
-            " AND NOT claimed AND due_at > now() AND error = :why"
-        ),
-        {"id": generation_id, "why": WAITS_FOR_ARCHIVE},
+    conn.execute(_RESULTS_SETTLED, {"id": generation_id, "why": WAITS_FOR_ARCHIVE})
+
+
+_RESULTS_SETTLED = text(
+    f"""
+    WITH waiting AS MATERIALIZED (
+        SELECT id FROM notices
+        WHERE generation_id = :id AND status = 'pending' AND NOT claimed
+          AND due_at > now() AND error = :why
+        {IN_ORDER}
     )
+    UPDATE notices SET due_at = now() FROM waiting WHERE notices.id = waiting.id
+    """  # noqa: S608  (a constant of this module)
+)
 
 
 _LOAD = text(
@@ -251,13 +272,42 @@ def _followers_due(conn: Connection, notice_id: uuid.UUID, seconds: float) -> No
     """What may go only after this notice is due in so many seconds."""
     conn.execute(
         text(
-            "UPDATE notices n SET due_at = now() + make_interval(secs => :seconds)"
-            " FROM notices first WHERE first.id = :id AND n.generation_id = first.generation_id"
-            " AND n.target = first.target AND n.sequence > first.sequence"
-            " AND n.status = 'pending' AND NOT n.claimed"
+            "WITH followers AS MATERIALIZED (SELECT n.id FROM notices n JOIN notices first"
+            " ON n.generation_id = first.generation_id AND n.target = first.target"
+            " AND n.sequence > first.sequence"
+            " WHERE first.id = :id AND n.status = 'pending' AND NOT n.claimed"
+            " ORDER BY n.sequence FOR UPDATE OF n)"
+            " UPDATE notices n SET due_at = now() + make_interval(secs => :seconds)"
+            " FROM followers WHERE n.id = followers.id"
         ),
         {"id": notice_id, "seconds": seconds},
     )
+
+
+def lock(conn: Connection, ids: Sequence[uuid.UUID]) -> None:
+    """Lock these notices and all that wait for them, after their generations."""
+    conn.execute(_LOCK_GENERATIONS, {"ids": list(ids)})
+    conn.execute(_LOCK, {"ids": list(ids)})
+
+
+# As writing their histories will.
+_LOCK_GENERATIONS = text(
+    """
+    SELECT id FROM generations
+    WHERE id IN (SELECT generation_id FROM notices WHERE id = ANY(:ids))
+    ORDER BY remote_task_id COLLATE "C", id FOR KEY SHARE
+    """
+)
+_LOCK = text(
+    f"""
+    SELECT id FROM notices n
+    WHERE EXISTS (
+        SELECT FROM notices first
+        WHERE first.id = ANY(:ids) AND n.generation_id = first.generation_id
+          AND n.target = first.target AND n.sequence >= first.sequence)
+    {IN_ORDER}
+    """  # noqa: S608  (a constant of this module)
+)
 
 
 def goes_first(conn: Connection, notice_id: uuid.UUID) -> None:

@@ -143,6 +143,7 @@ def resend(conn: Connection, ids: Sequence[uuid.UUID], *, by: By) -> list[uuid.U
     Their time begins anew. Who did it is recorded, and in the histories. Returns those that there
     were.
     """
+    delivery.lock(conn, ids)
     done = conn.execute(
         update(Notice)
         .where(n.id.in_(ids))

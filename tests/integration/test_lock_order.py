@@ -6,6 +6,7 @@ two of them would wait for each other until the database ends one.
 
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,15 +14,21 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.dialects import postgresql
 
-from models import transitions, watch
+from models import schedule, transitions, watch
 from models.lifecycle import Observation, Status
+from models.notices import delivery, reading
 from models.observing import turns
+from models.operating.actions import By
+from models.schedule import Claim, Stage
 from models.transitions.core import LOCK_ORDER
 from models.transitions.page import by_its_own
 from tests.integration import rows
 from tests.integration.invariants import in_background
 from tests.waiting import wait_for
 from worker.embedded_postgres import EmbeddedPostgres
+from worker.settings import load_settings
+from worker.stages import deliver
+from worker.webhooks import Refused
 
 FIRST, SECOND = "task_1", "task_2"
 VIDEO = "https://videos.example/v.mp4"
@@ -63,8 +70,11 @@ BARE = [Observation(SECOND, "completed"), ENDED[1]]
         observe(*BARE),
         reconcile(*ENDED),
         lambda conn, ids: transitions.cancel_many(conn, list(ids.values())),
+        lambda conn, ids: schedule.release(
+            conn, [Claim(one, 7, Stage.POLL, 0) for one in ids.values()], seconds=2
+        ),
     ],
-    ids=["observe", "observe without a video", "reconcile", "cancel"],
+    ids=["observe", "observe without a video", "reconcile", "cancel", "release"],
 )
 def test_who_waits_for_the_first_has_not_locked_the_second(engine, ids, act):
     def in_a_transaction() -> None:
@@ -94,6 +104,84 @@ def test_beginning_and_leaving_over_what_somebody_has(engine, ids):
             conn.execute(text("SELECT remote_task_id, failures FROM generations")).all()
         )
         assert failures == {FIRST: 0, SECOND: 1}
+
+
+# --- notices: those of a generation and target in the order in which they are told ---------------
+
+
+@pytest.fixture
+def told(engine: Engine) -> list[uuid.UUID]:
+    """Three notices of one generation, the first to go first; stored the other way round."""
+    with engine.begin() as conn:
+        generation_id = rows.make(conn, Status.ACCEPTED, notify=HOOK)
+        for number in (3, 2, 1):
+            put_notice(conn, generation_id, number)
+    return [uuid.UUID(int=number) for number in (1, 2, 3)]
+
+
+HOOK = {"on": "change", "webhook": "https://shop.example/"}
+
+
+def put_notice(conn: Connection, generation_id: uuid.UUID, number: int) -> None:
+    conn.execute(
+        text(
+            "INSERT INTO notices (id, generation_id, target, sequence, type, receiver, data)"
+            " VALUES (:id, :of, 'webhook', :number, 'x', 'https://shop.example', :data)"
+        ),
+        {"id": uuid.UUID(int=number), "of": generation_id, "number": number, "data": "{}"},
+    )
+
+
+def lock_notice(conn: Connection, notice_id: uuid.UUID) -> bool:
+    query = "SELECT id FROM notices WHERE id = :id FOR UPDATE SKIP LOCKED"
+    return conn.execute(text(query), {"id": notice_id}).first() is not None
+
+
+def test_who_sends_again_waits_for_the_first_before_it_locks_the_next(engine, told):
+    def again() -> None:
+        with engine.begin() as conn:
+            reading.resend(conn, [told[2], told[0]], by=By("me"))
+
+    with engine.connect() as other:
+        assert lock_notice(other, told[0])
+        with in_background(again):
+            wait_for(lambda: waits(engine), "somebody waits for the lock")
+            free = [lock_notice(other, one) for one in told[1:]]
+            other.rollback()
+    assert free == [True, True], "what follows one that is sent again is changed as well"
+
+
+def test_who_claims_passes_over_what_somebody_has(engine):
+    with engine.begin() as conn:
+        for number in (1, 2):
+            put_notice(conn, rows.make(conn, Status.ACCEPTED, notify=HOOK), number)
+    with engine.connect() as other, engine.begin() as conn:
+        assert lock_notice(other, uuid.UUID(int=1))
+        conn.execute(text("SET LOCAL lock_timeout = '5s'"))
+        assert [one.id for one in delivery.claim_due(conn, 8, 60)] == [uuid.UUID(int=2)]
+
+
+def test_a_failed_notice_is_put_off_before_its_receiver_is_judged(engine, told):
+    """Who buries five hundred and then waits for its own would hold up who has its own."""
+    with engine.begin() as conn:
+        [claim] = delivery.claim_due(conn, 8, 60)
+        notice = delivery.load(conn, claim)
+    assert notice is not None
+    assert notice.id == told[0]
+    settings = load_settings({"SEEDANCE_API_KEY": "k", "SEEDANCE_DATABASE_URL": "postgresql://h/d"})
+    failing = replace(notice, receiver_failures=9, receiver_failing=settings.notice_patience + 1)
+
+    def fail() -> None:
+        with engine.begin() as conn:
+            deliver._record(conn, settings, failing, Refused("HTTP 500", alive=False))
+
+    with engine.connect() as other:
+        assert lock_notice(other, told[0])
+        with in_background(fail):
+            wait_for(lambda: waits(engine), "somebody waits for the lock")
+            other.execute(text("SET LOCAL lock_timeout = '5s'"))
+            delivery.leave_alone(other, notice.receiver, 1, "nobody else holds it")
+            other.rollback()
 
 
 def lock(conn: Connection, task: str) -> bool:

@@ -171,10 +171,12 @@ def _record(conn: Connection, settings: Settings, notice: Outgoing, answer: Answ
         case Taken():
             delivery.delivered(conn, notice)
         case Refused(why=why, for_good=True):
-            delivery.alive(conn, notice)
             _set_aside(conn, notice, why)
+            delivery.alive(conn, notice)
         case Refused() as refused:
+            # First the notice, then its receiver, as everywhere: two orders could deadlock.
             _again(conn, settings, notice, refused)
+            _judge(conn, settings, notice, refused)
 
 
 def _outcome(answer: Answer) -> str:
@@ -188,18 +190,13 @@ def _outcome(answer: Answer) -> str:
 
 
 def _again(conn: Connection, settings: Settings, notice: Outgoing, refused: Refused) -> None:
-    asked = min(refused.retry_after or 0.0, LONGEST_RETRY_AFTER)
-    if refused.alive:
-        delivery.alive(conn, notice)
-    else:
-        _leave_alone(conn, settings, notice, refused.why, asked)
     left = settings.notice_patience - notice.age
     if left <= 0:
         _set_aside(conn, notice, refused.why)
         return
     pause = backoff(notice.tries, base=settings.notice_retry, cap=LONGEST_PAUSE)
     # The last try comes when its time is up.
-    seconds = min(max(pause, asked), left)
+    seconds = min(max(pause, _asked(refused)), left)
     if delivery.failed(conn, notice, seconds=seconds, why=refused.why):
         level = logging.INFO if notice.tries else logging.WARNING
         log.log(
@@ -213,19 +210,25 @@ def _again(conn: Connection, settings: Settings, notice: Outgoing, refused: Refu
         )
 
 
-def _leave_alone(
-    conn: Connection, settings: Settings, notice: Outgoing, why: str, asked: float
-) -> None:
+def _asked(refused: Refused) -> float:
+    """Seconds for which the receiver asked to be left alone, within bounds."""
+    return min(refused.retry_after or 0.0, LONGEST_RETRY_AFTER)
+
+
+def _judge(conn: Connection, settings: Settings, notice: Outgoing, refused: Refused) -> None:
     """One failure may be of the moment; after some in a row all that is for it waits."""
+    if refused.alive:
+        delivery.alive(conn, notice)
+        return
     failures = notice.receiver_failures + 1
     pause = 0.0
     if failures >= FORGIVEN:
         pause = backoff(failures - FORGIVEN, base=settings.notice_retry, cap=LEFT_ALONE)
-    delivery.leave_alone(conn, notice.receiver, max(pause, asked), why)
+    delivery.leave_alone(conn, notice.receiver, max(pause, _asked(refused)), refused.why)
     if notice.receiver_failing > settings.notice_patience:
-        buried = delivery.bury(conn, notice.receiver, settings.notice_patience, why)
+        buried = delivery.bury(conn, notice.receiver, settings.notice_patience, refused.why)
         if buried:
-            log.error("%d notices to %s are dead: %s", buried, notice.receiver, why)
+            log.error("%d notices to %s are dead: %s", buried, notice.receiver, refused.why)
 
 
 def _set_aside(conn: Connection, notice: Outgoing, why: str) -> None:

@@ -136,8 +136,8 @@ PROTECTIONS = (
         (
             Edit(
                 "models/notices/delivery.py",
-                "due_at = now() + make_interval(secs => :seconds)\n    FROM picked",
-                "due_at = now() + make_interval(days => 10)\n    FROM picked",
+                "due_at = now() + make_interval(secs => :seconds)\n    FROM free",
+                "due_at = now() + make_interval(days => 10)\n    FROM free",
             ),
             # The broker brings back what was not acknowledged when the worker died.
             _NEVER_DUE_AGAIN[0],
