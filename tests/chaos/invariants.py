@@ -25,6 +25,7 @@ SECRETS = (
     re.compile(r"X-Amz-(Signature|Credential)=[0-9A-Za-z%]", re.I),
     re.compile(r"[?&]token=[0-9A-Za-z]", re.I),
     re.compile(r"\b[Ss]ignature=[0-9a-f]{8}"),
+    re.compile(r"/callbacks/[0-9a-f]{32}/\d+/[A-Za-z0-9_-]{16}"),
 )
 
 
@@ -269,7 +270,7 @@ def _disturbed(records: Records, path: str) -> bool:
 
 
 def nothing_leaks(records: Records) -> Iterator[Broken]:
-    """No key, presigned query or video token is in a log, nor the key where it must not go."""
+    """No secret, of whatever kind, is in a log, nor the key where it must not go."""
     if records.key_leaks:
         yield Broken(f"the key was sent to storage {records.key_leaks} times")
     tokens = {
@@ -282,7 +283,7 @@ def nothing_leaks(records: Records) -> Iterator[Broken]:
             yield Broken(f"the key is in {name}: {_around(log, records.api_key)}")
         for secret in SECRETS:
             if found := secret.search(log):
-                yield Broken(f"a signed address is in {name}: {_around(log, found[0])}")
+                yield Broken(f"a secret address is in {name}: {_around(log, found[0])}")
         if any(token in log for token in tokens):
             yield Broken(f"the token of a video is in {name}")
 
@@ -295,6 +296,12 @@ def _around(log: str, word: str) -> str:
 def nobody_died_by_itself(records: Records) -> Iterator[Broken]:
     """Processes end when they are killed or told to, not because something around them failed."""
     for note in records.journal.of("DIED"):
+        yield Broken(note.detail)
+
+
+def no_forgery_is_taken(records: Records) -> Iterator[Broken]:
+    """A callback counts at its own attempt's address, secret and all."""
+    for note in records.journal.of("FORGERY TAKEN"):
         yield Broken(note.detail)
 
 
@@ -355,6 +362,7 @@ CHECKS: tuple[Check, ...] = (
     uploaded_once,
     nothing_leaks,
     nobody_died_by_itself,
+    no_forgery_is_taken,
     nothing_was_set_aside,
     nothing_waited_in_silence,
     producers_are_told,

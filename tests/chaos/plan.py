@@ -113,6 +113,8 @@ class Plan:
     """Whether the second worker's transactions are SERIALIZABLE."""
     debug: bool
     """Whether the workers log at DEBUG."""
+    callbacks: bool
+    """Whether the provider is asked to call back, at a gateway."""
     provider: dict[str, Any]
     """Settings of the simulator for the whole run."""
 
@@ -125,7 +127,9 @@ class Plan:
             f" workers {'+'.join(self.pools)}, {self.beats} beats,"
             f" clock of worker 0 {self.clock_shift:+.0f} s,"
             f" worker 1 {'serializable' if self.serializable else 'read committed'},"
-            f" logs at {'DEBUG' if self.debug else 'INFO'}; provider {self.provider}\n  {told}"
+            f" logs at {'DEBUG' if self.debug else 'INFO'},"
+            f" {'with' if self.callbacks else 'without'} callbacks; provider {self.provider}\n"
+            f"  {told}"
         )
 
 
@@ -140,10 +144,15 @@ def draw(seed: int, n: int, *, faults_end: float | None = None) -> Plan:
     rng = random.Random(seed)
     length = faults_end or min(90.0, 20.0 + n * 0.22)
     skew = rng.choice([0.0, 0.0, 95.0, -140.0])
+    callbacks = seed % 5 != 4
+    orders, acts = _orders(rng, n, length * 0.75), _acts(rng, length)
+    if callbacks:
+        # With dice of its own, so that seeds keep the plans that they had.
+        acts += _callback_acts(random.Random(f"callbacks {seed}"), length)
     return Plan(
         seed,
-        _orders(rng, n, length * 0.75),
-        _acts(rng, length),
+        orders,
+        tuple(sorted(acts, key=lambda act: act.at)),
         length,
         # The traits take turns, so that few seeds show them all.
         pools=FLEETS[seed % 2],
@@ -151,6 +160,7 @@ def draw(seed: int, n: int, *, faults_end: float | None = None) -> Plan:
         clock_shift=rng.choice([0.0, 240.0, -240.0]) if seed % 3 else 300.0,
         serializable=seed % 2 == 0,
         debug=seed % 3 == 1,
+        callbacks=callbacks,
         provider={
             "list_items": rng.choice(["object", "string", "mixed"]),
             "seed_echo": rng.choice(["used", "used", "string"]),
@@ -304,6 +314,14 @@ OTHER: tuple[Fault, ...] = (
     ("cdn", "delay_after", {"seconds": LATE}),
 )
 
+CALLBACKS: tuple[Fault, ...] = (
+    ("callback", "drop_before", {}),
+    ("callback", "duplicate", {}),
+    ("callback", "delay_before", {"seconds": LATE}),
+)
+"""Lost, doubled, late."""
+CALLBACK_STRIKES = ("gateway_dies", "callbacks_forged", "callbacks_again")
+
 HABITS: tuple[dict[str, Any], ...] = (
     {"list_order": "random"},
     {"list_order": "updated_desc"},
@@ -387,6 +405,14 @@ def _habits(rng: random.Random, length: float) -> list[Act]:
         acts.append(Act(start, "provider_habit", {"settings": habit}))
         acts.append(Act(end, "provider_habit_ends", {"names": sorted(habit)}))
     return acts
+
+
+def _callback_acts(rng: random.Random, length: float) -> tuple[Act, ...]:
+    acts = _spells_of(rng, length, [_fault(fault, 0.5) for fault in CALLBACKS])
+    for kind in CALLBACK_STRIKES * max(2, int(length / 20)):
+        at = round(rng.uniform(3.0, max(4.0, length - 1)), 2)
+        acts.append(Act(at, kind, {} if kind == "gateway_dies" else {"dice": rng.randrange(10**6)}))
+    return tuple(acts)
 
 
 def _strikes(rng: random.Random, length: float) -> list[Act]:

@@ -92,7 +92,7 @@ class Child:
 
 
 class Fleet:
-    """Workers and beats, supervised as in production."""
+    """Workers, beats and gateways, supervised as in production."""
 
     def __init__(
         self, server: ForkServer, folder: Path, env: Mapping[str, str], tell: Tell
@@ -103,6 +103,7 @@ class Fleet:
         self.tell = tell
         self.workers: list[Child] = []
         self.beats: list[Child] = []
+        self.gateways: list[Child] = []
         self.supervised = True
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -131,6 +132,12 @@ class Fleet:
             Child(name, ["seedance", "beat"], {**self.env, **env}, self.folder, self.server),
         )
 
+    def add_gateway(self, port: int) -> Child:
+        """One that takes callbacks in, running."""
+        name = f"gateway-{len(self.gateways)}"
+        argv = ["seedance", "gateway", "--port", str(port), "-l", "debug"]
+        return self._add(self.gateways, Child(name, argv, self.env, self.folder, self.server))
+
     def _add(self, among: list[Child], child: Child) -> Child:
         with self._lock:
             child.start()
@@ -148,7 +155,7 @@ class Fleet:
 
     @property
     def all(self) -> list[Child]:
-        return [*self.workers, *self.beats]
+        return [*self.workers, *self.beats, *self.gateways]
 
     def kill(self, *children: Child) -> int:
         """kill -9 of several at once. Returns how many lived."""

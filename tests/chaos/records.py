@@ -68,6 +68,8 @@ class Records:
     """Each file of the archive, by its path in it: its SHA-256. None where there is no archive."""
     notices: Sequence[Mapping[str, Any]] = ()
     """The outbox."""
+    called_back: int = 0
+    """Attempts of which a callback was heeded."""
     heard: Sequence[Heard] = ()
     """What the producers' web server took, in order."""
 
@@ -135,6 +137,7 @@ def read(
         strays = [dict(row) for row in conn.execute(text("SELECT * FROM stray_tasks")).mappings()]
         ledger = [dict(r) for r in conn.execute(text("SELECT * FROM ledger_entries")).mappings()]
         rejected = conn.execute(text("SELECT count(*) FROM rejected_messages")).scalar_one()
+        called = conn.execute(text("SELECT count(callback_at) FROM submit_attempts")).scalar_one()
         notices = [dict(r) for r in conn.execute(text("SELECT * FROM notices")).mappings()]
     requests = sim.requests(log=20_000)
     account = next(a for a in sim.accounts() if a["api_key"] == sim.api_key)
@@ -157,6 +160,7 @@ def read(
         rejected,
         None if archive is None else _files(archive),
         notices,
+        called,
         () if receiver is None else receiver.taken(),
     )
 

@@ -36,6 +36,7 @@ from tests.chaos.processes import Fleet
 from tests.chaos.strikes import ENOUGH_CREDITS, Journal, Strikes
 from tests.receiver import receiving, webhook_settings
 from worker import migrate
+from worker import stack as servers
 from worker.embedded_postgres import EmbeddedPostgres
 from worker.embedded_valkey import EmbeddedValkey
 from worker.requests import new_generation
@@ -133,6 +134,9 @@ class _Run:
             "SEEDANCE_MEDIA_ROOTS": str(_media(folder, plan)),
             "SEEDANCE_ARCHIVE_URL": self.archive.as_uri(),
         }
+        self.gateway_port = servers.free_port()
+        if plan.callbacks:
+            env["SEEDANCE_PUBLIC_URL"] = f"http://127.0.0.1:{self.gateway_port}"
         tap = stack.enter_context(BrokerTap(valkey.url()))
         server = ForkServer()
         stack.callback(server.close)
@@ -165,6 +169,8 @@ class _Run:
             self.fleet.add_worker(pool=pool, debug=self.plan.debug, **env)
         for _ in range(self.plan.beats):
             self.fleet.add_beat()
+        if self.plan.callbacks:
+            self.fleet.add_gateway(self.gateway_port)
 
     # --- while faults last ----------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ import random
 import signal
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import redis
+import requests
 
 import simulator
 from tests.chaos import database_faults
@@ -175,6 +177,47 @@ class Strikes:
         assert self.receiver is not None
         self.receiver.status = 200
         self.receiver.start()
+
+    # --- callbacks --------------------------------------------------------------------------------
+
+    def gateway_dies(self) -> None:
+        if self.fleet.kill(*self.fleet.gateways):
+            self.journal.tell("kill -9 of the gateway", "")
+
+    def callbacks_forged(self, dice: int) -> None:
+        """Strangers who know everything of an address but its secret."""
+        rng = random.Random(dice)
+        for url in rng.sample(urls := self._callback_urls(), min(3, len(urls))):
+            head, _, secret = url.rpartition("/")
+            whose, _, attempt = head.rpartition("/")
+            forged = (
+                f"{head}/{secret[::-1]}",
+                f"{whose}/{int(attempt) + 1}/{secret}",
+                f"{whose.rpartition('/')[0]}/{uuid.uuid4().hex}/{attempt}/{secret}",
+            )
+            for address in forged:
+                self.journal.tell("callback forged", "")
+                if self._call_back(address, "any") == requests.codes.ok:
+                    self.journal.tell("FORGERY TAKEN", f"of attempt {attempt}")
+
+    def callbacks_again(self, dice: int) -> None:
+        """The provider itself calls again, early or late, and speaks of another's task."""
+        rng = random.Random(dice)
+        tasks = [t for t in self.sim.tasks(origin="submit") if t["body"].get("callback_url")]
+        for task in rng.sample(tasks, min(4, len(tasks))):
+            self.journal.tell("callback repeated", "")
+            for about in (task["task_id"], rng.choice(tasks)["task_id"]):
+                self._call_back(task["body"]["callback_url"], about)
+
+    def _callback_urls(self) -> list[str]:
+        tasks = self.sim.tasks(origin="submit")
+        return [url for task in tasks if (url := task["body"].get("callback_url"))]
+
+    def _call_back(self, url: str, task_id: str) -> int | None:
+        """The status of the answer; None where there is none."""
+        with contextlib.suppress(requests.RequestException):
+            return requests.post(url, json={"task_id": task_id}, timeout=3).status_code
+        return None
 
     # --- processes ------------------------------------------------------------------------------
 

@@ -32,6 +32,8 @@ class Report:
     tasks: int
     """Remote tasks that came of them."""
     ends: dict[str, int]
+    called_back: int
+    """Attempts of which a callback was heeded."""
     double_uploads: int
     operator: int
     """Decisions that only an operator could take."""
@@ -68,6 +70,7 @@ class Report:
             f"  double uploads  {self.double_uploads}, each with a death between PUT and commit"
             if self.double_uploads and self.held
             else f"  double uploads  {self.double_uploads}",
+            f"  called back     {self.called_back} attempts",
             f"  operator        {self.operator} decisions",
             f"  at rest         {rest} after the last fault",
         ]
@@ -109,6 +112,7 @@ def report(
         submits=len(records.submits),
         tasks=len(records.tasks),
         ends=dict(Counter(row.status for row in records.rows)),
+        called_back=records.called_back,
         double_uploads=double_uploads(records),
         operator=counts["operator"],
         seconds_to_rest=seconds_to_rest,

@@ -2,7 +2,7 @@
 
 from typing import get_args
 
-from tests.chaos.plan import STRIKES, draw
+from tests.chaos.plan import CALLBACK_STRIKES, STRIKES, draw
 from tests.chaos.strikes import Strikes
 from worker.crash_points import CrashPoint
 from worker.requests import new_generation
@@ -17,6 +17,7 @@ def test_a_long_plan_has_every_strike_and_every_crash_point():
     for seed in range(5):
         acts = draw(seed, 300).acts
         assert {act.kind for act in acts} >= STRIKES.keys()
+        assert {act.kind for act in acts}.issuperset(CALLBACK_STRIKES) == draw(seed, 300).callbacks
         points = {act.args["point"] for act in acts if act.kind == "crash_at"}
         assert points == set(get_args(CrashPoint))
 
@@ -37,6 +38,7 @@ def test_few_seeds_show_every_trait():
     assert {plan.beats for plan in plans} == {0, 1, 2}
     assert {plan.serializable for plan in plans} == {True, False}
     assert {plan.debug for plan in plans} == {True, False}
+    assert {plan.callbacks for plan in plans} == {True, False}
     assert any(plan.clock_shift > 60 for plan in plans)
     assert any(plan.clock_shift < -60 for plan in plans)
     assert {pool for plan in plans for pool in plan.pools} == {"threads", "prefork"}

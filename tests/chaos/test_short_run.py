@@ -15,6 +15,7 @@ from tests.chaos import invariants
 from tests.chaos.plan import draw
 from tests.chaos.records import Records
 from tests.chaos.run import Outcome, run
+from tests.chaos.strikes import Journal
 
 pytestmark = pytest.mark.timeout(400)  # whichever comes first waits for the run
 
@@ -40,6 +41,7 @@ def test_it_was_a_run_worth_the_name(outcome: Outcome):
     assert sum(report.strikes.values()) >= 5, report.screen()
     assert report.ends["completed"] >= 10
     assert report.tasks >= 15
+    assert (report.called_back >= 5) == outcome.plan.callbacks, report.screen()
 
 
 def _rows(records: Records, **changes: object) -> Records:
@@ -102,6 +104,12 @@ def _foreign_notice(records: Records) -> Records:
     )
 
 
+def _struck(records: Records, kind: str) -> Records:
+    journal = Journal(list(records.journal.notes))
+    journal.tell(kind)
+    return replace(records, journal=journal)
+
+
 def _logged(line: str) -> Callable[[Records], Records]:
     return lambda records: replace(records, logs={**records.logs, "worker-0.log": line})
 
@@ -145,6 +153,11 @@ CORRUPTIONS: dict[str, tuple[str, Callable[[Records], Records]]] = {
     ),
     "the key in a log": ("nothing_leaks", lambda r: _logged(f"key {r.api_key}")(r)),
     "a presigned query": ("nothing_leaks", _logged("PUT http://s/x?X-Amz-Signature=0af3")),
+    "a callback's secret": (
+        "nothing_leaks",
+        _logged(f"POST /callbacks/{'0a' * 16}/1/{'s' * 43}"),
+    ),
+    "a forged callback": ("no_forgery_is_taken", lambda r: _struck(r, "FORGERY TAKEN")),
     "a video's token": ("nothing_leaks", _logged("GET http://cdn/x.mp4?token=0af3")),
     "a leak to storage": ("nothing_leaks", lambda r: replace(r, key_leaks=1)),
 }

@@ -3,6 +3,7 @@
 import json
 import threading
 import uuid
+from decimal import Decimal
 
 import pytest
 
@@ -381,6 +382,40 @@ def test_a_late_task_that_was_called_back_is_adopted_by_the_watch(lab):
     view = lab.get(generation_id)
     assert (view.status, view.attention) == (Status.RUNNING, None)
     lab.complete(generation_id)
+
+
+@pytest.mark.parametrize("sent_again", [False, True], ids=["at once", "in attention"])
+def test_cancelled_after_it_was_called_back_its_task_is_flagged_with_its_credits(lab, sent_again):
+    """Found absent, called back, cancelled while it was accepted: what the task costs is not lost.
+
+    It ends at once, as every accepted one does: no answer named the task that a cancel could stop.
+    """
+    lab.sim.configure(list_lag=600, get_lag=600)
+    generation_id = lab.in_doubt()
+    to = address(lab)
+    assert lab.resolve(generation_id) is Outcome.ABSENT
+    assert call(lab, to) is True
+    if sent_again:
+        lab.send_again(generation_id)
+        assert lab.get(generation_id).attention
+    with lab.rt.engine.begin() as conn:
+        assert transitions.cancel(conn, generation_id) is not None
+    assert call(lab, to) is False, "nothing is left to look at"
+    lab.sim.configure(list_lag=0, get_lag=0)
+    lab.end_tasks()
+    lab.reconcile()
+    view = lab.get(generation_id)
+    assert (view.status, view.attention, view.remote_task_id) == (Status.CANCELLED, None, None)
+    lab.second = 1
+    [task] = lab.sim.tasks(origin="submit")
+    [stray] = lab.sql("SELECT kind, task_id, generation_id FROM stray_tasks")
+    assert tuple(stray) == ("second", task["task_id"], generation_id)
+    charged = lab.value(
+        "SELECT sum(amount) FROM ledger_entries WHERE kind = 'charged' AND generation_id = :id",
+        id=generation_id,
+    )
+    assert charged == Decimal(task["charged"]) > 0
+    assert lab.posts == 1
 
 
 def test_a_plain_row_has_nothing_for_an_operator_to_send(lab):
