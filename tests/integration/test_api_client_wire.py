@@ -556,7 +556,7 @@ def test_a_submit_whose_answer_is_lost_is_ambiguous_and_sent_once(reply, retry):
         started = time.monotonic()
         with pytest.raises(AnswerLost) as caught:
             client.submit(REQUEST, retry=retry)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 8
         assert len(server.requests) == 1
     error = caught.value
     assert error.disposition is Disposition.AMBIGUOUS

@@ -282,7 +282,7 @@ def test_it_wakes_at_once_when_something_is_enqueued(lab):
             started = time.monotonic()
             generation_id = lab.enqueue(text_request(f"cat {n}"))
             until(lambda i=generation_id: lab.get(i).status is Status.RUNNING)
-            assert time.monotonic() - started < 5, "well under a tick"
+            assert time.monotonic() - started < 20, "under a tick"
         lab.enqueue(text_request("the last"))
         until(lambda: len(messages.published) >= 4)
     lab.end_tasks()

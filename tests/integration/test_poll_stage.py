@@ -258,4 +258,4 @@ def test_in_real_time(lab):
     ids = [lab.enqueue(text_request(f"cat {n}")) for n in range(4)]
     for generation_id in ids:
         assert lab.until_ended(generation_id).status is Status.COMPLETED
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
