@@ -165,7 +165,8 @@ _FILL = """
         CASE WHEN s.ended THEN now() - n * interval '1 s' END,
         CASE WHEN NOT s.ended THEN now() + (n % 3600 - 36) * interval '1 s' END,
         CASE WHEN s.status IN ('running', 'completed') THEN 'task-' || :offset + n END,
-        CASE WHEN s.status = 'failed' THEN 'X' END, 1, 'mark-' || :offset + n, 1
+        CASE WHEN s.status = 'failed' THEN 'X' END, 1,
+        CASE WHEN s.status <> 'accepted' THEN 'mark-' || :offset + n END, 1
     FROM generate_series(1, :rows) n
     CROSS JOIN LATERAL (SELECT CASE WHEN :ended
         THEN (ARRAY['completed', 'completed', 'completed', 'failed'])[1 + n % 4]
@@ -214,6 +215,7 @@ def _fill(engine: Engine, rows: int, *, ended: bool, offset: int) -> None:
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
         conn.execute(text("SET statement_timeout = 0"))
         conn.execute(text("VACUUM ANALYZE generations"))
+        conn.execute(text("CHECKPOINT"))
 
 
 def _request(prompt: str) -> dict[str, object]:

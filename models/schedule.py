@@ -34,7 +34,7 @@ from models import gates, transitions
 from models.base import table_of
 from models.credit import Purse
 from models.lifecycle import AWAITS_DECISION, IN_DOUBT, LIVE, Status
-from models.observing.turns import BY_LIST
+from models.observing.turns import BY_LIST, LIVE_ONES
 from models.operating.pauses import paused_sql
 from models.tables import LIVE_SQL, Generation, LearnedLimit, SubmitAttempt
 from models.transitions import in_seconds
@@ -112,7 +112,7 @@ def claim_due(
 def _claiming(by_list: bool) -> ReturningUpdate[Any]:
     due = (
         select(g.id)
-        .where(g.status.in_(sorted(LIVE)), g.due_at <= func.now(), *_one_by_one(by_list))
+        .where(LIVE_ONES, g.due_at <= func.now(), *_one_by_one(by_list))
         .order_by(g.due_at)
         .limit(bindparam("most"))
         .with_for_update(skip_locked=True)
@@ -362,7 +362,7 @@ def next_due_in(conn: Connection, *, within: float = 3600.0, by_list: bool = Fal
 @cache
 def _next_due(by_list: bool) -> Select[Any]:
     return select(func.extract("epoch", func.min(g.due_at) - func.now())).where(
-        g.status.in_(sorted(LIVE)),
+        LIVE_ONES,
         g.due_at <= in_given("within"),
         *_one_by_one(by_list),
     )

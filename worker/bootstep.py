@@ -129,7 +129,7 @@ class _Depths:
         try:
             return self._ask(queue)
         except Exception:
-            self._let_go()
+            self.close()
             if not kept:
                 raise
         # Of a connection that was kept it only says that the broker was away in between.
@@ -151,7 +151,8 @@ class _Depths:
                 self._channel = None
             return 0  # not declared yet, or empty: nothing waits
 
-    def _let_go(self) -> None:
+    def close(self) -> None:
+        """Let go of the connection; asked again, it makes another."""
         connection, self._connection, self._channel = self._connection, None, None
         with contextlib.suppress(Exception):
             connection.release()

@@ -30,6 +30,11 @@ def engage(soon: int, running: int, *, least: int) -> bool:
     return 0 < least <= soon and soon > 2 * at_best(running)
 
 
+def outweighed(soon: int) -> int:
+    """The most running tasks for which so many GETs are more than reading the list."""
+    return max(0, PAGE_SIZE * ((soon - 1) // 2 - 1))
+
+
 def at_best(running: int) -> int:
     """Pages that a pass takes where what runs stands at one end of the list."""
     return -(-running // PAGE_SIZE) + 1

@@ -10,22 +10,28 @@ import uuid
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import Connection, and_, func, literal, or_, select, update
+from sqlalchemy import Connection, Select, and_, func, literal, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from models.base import among, table_of
-from models.lifecycle import LIVE, Status
+from models.lifecycle import Status
 from models.observing import choice
 from models.observing.choice import Pass, Verdict
 from models.observing.table import Observer
-from models.tables import Generation
+from models.tables import LIVE_SQL, Generation
 from models.transitions.core import LOCK_ORDER, by_deadline, in_seconds
 from models.transitions.page import by_its_own
 
 g = table_of(Generation).c
 _observers = table_of(Observer)
 _o = _observers.c
+
+LIVE_ONES = text(LIVE_SQL)
+"""In the words of the partial indexes: as parameters the statuses hide them from a plan that is
+kept for all values.
+"""
 
 TASK_LIST = "task_list"
 
@@ -114,21 +120,21 @@ def take(conn: Connection, *, least: int, every: float, lease_seconds: float) ->
 
 
 def _pays(conn: Connection, *, least: int, every: float) -> bool:
-    running = _running(conn)
-    if running < least:
+    """Asked at each tick of each worker while the list is not engaged, so bounded: with less than
+    `least` due soon it counts no further, else no more of what runs than these GETs outweigh.
+    """
+    due = select(literal(1)).where(LIVE_ONES, BY_LIST, g.due_at <= in_seconds(every))
+    if _count(conn, due, most=least) < least:
         return False
-    due = select(literal(1)).where(
-        g.status.in_(sorted(LIVE)), BY_LIST, g.due_at <= in_seconds(every)
-    )
-    enough = max(least, 2 * choice.at_best(running)) + 1
-    soon = conn.execute(select(func.count()).select_from(due.limit(enough).subquery())).scalar_one()
-    return choice.engage(soon, running, least=least)
+    soon = _count(conn, due)
+    running = select(literal(1)).where(LIVE_ONES, g.status == Status.RUNNING)
+    most = choice.outweighed(soon) + 1
+    return choice.engage(soon, _count(conn, running, most=most), least=least)
 
 
-def _running(conn: Connection) -> int:
-    return conn.execute(
-        select(func.count()).where(g.status.in_(sorted(LIVE)), g.status == Status.RUNNING)
-    ).scalar_one()
+def _count(conn: Connection, rows: Select[Any], *, most: int | None = None) -> int:
+    query = select(func.count()).select_from(rows.limit(most).subquery())
+    return conn.execute(query).scalar_one()
 
 
 def _leave_alone(conn: Connection, lease: int) -> None:
@@ -176,15 +182,13 @@ def begin(
     ).one_or_none()
     if row is None:
         return None
-    stalled = select(g.id).where(
-        g.status.in_(sorted(LIVE)), BY_LIST, g.submitted_at < in_seconds(-stalled_after)
-    )
+    stalled = select(g.id).where(LIVE_ONES, BY_LIST, g.submitted_at < in_seconds(-stalled_after))
     if overlong := conn.execute(stalled).scalars().all():
         by_its_own(conn, overlong)  # which asks for an operator
     # What somebody else has this moment comes due all the same, and is put ahead the next time.
     soon = (
         select(g.id)
-        .where(g.status.in_(sorted(LIVE)), BY_LIST, g.due_at <= in_seconds(every))
+        .where(LIVE_ONES, BY_LIST, g.due_at <= in_seconds(every))
         .with_for_update(skip_locked=True)
         .cte("soon")
     )
@@ -203,7 +207,7 @@ def begin(
         select(
             func.count().filter(g.submitted_at < in_seconds(-list_lag)).label("sought"),
             func.count().filter(BY_LIST, g.polls > 0).label("expected"),
-        ).where(g.status.in_(sorted(LIVE)), g.status == Status.RUNNING)
+        ).where(LIVE_ONES, g.status == Status.RUNNING)
     ).one()
     before = row.began_at - timedelta(seconds=list_lag)
     return Begun(lease, row.began_at, before, counted.sought, counted.expected, row.backward)
@@ -277,7 +281,7 @@ def end(
 def _left(conn: Connection, *, every: float) -> int:
     return conn.execute(
         select(func.count()).where(
-            g.status.in_(sorted(LIVE)),
+            LIVE_ONES,
             BY_LIST,
             or_(g.polls > 0, g.due_at <= in_seconds(every)),
         )
@@ -289,7 +293,7 @@ def _unseen(conn: Connection, begun: Begun, seen: Collection[str]) -> list[uuid.
     return list(
         conn.execute(
             select(g.id).where(
-                g.status.in_(sorted(LIVE)),
+                LIVE_ONES,
                 BY_LIST,
                 g.polls > 0,
                 g.submitted_at < begun.before,
@@ -304,7 +308,7 @@ def _hand_over(conn: Connection, *, every: float) -> None:
     soon = func.now() + func.make_interval(0, 0, 0, 0, 0, 0, every * func.random())
     theirs = (
         select(g.id)
-        .where(g.status.in_(sorted(LIVE)), BY_LIST, g.polls > 0)
+        .where(LIVE_ONES, BY_LIST, g.polls > 0)
         .order_by(*LOCK_ORDER)
         .with_for_update()
         .cte("theirs")

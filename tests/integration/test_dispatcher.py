@@ -613,4 +613,5 @@ def test_what_waits_is_asked_over_one_connection_also_when_the_broker_was_away(b
         assert client.info("clients")["connected_clients"] <= before
         client.client_kill_filter(_type="normal", skipme=True)
         assert depths.of("somewhere") == 2
+    depths.close()
     app.close()
