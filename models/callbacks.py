@@ -9,11 +9,12 @@ absent, whatever the task list shows.
 import hashlib
 import hmac
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select, tuple_, update
 
 from models import schedule, storable
 from models.base import table_of
@@ -121,14 +122,13 @@ def _bring_forward(conn: Connection, generation_id: uuid.UUID, to: ColumnElement
     return done.rowcount == 1
 
 
-def catch_up(conn: Connection, generation_id: uuid.UUID, attempt: int) -> bool:
+def catch_up(conn: Connection, attempts: Sequence[tuple[uuid.UUID, int]]) -> None:
     """Look at once where a callback overtook what became of its POST."""
-    came = select(a.number).where(
-        a.generation_id == generation_id, a.number == attempt, a.callback_at.is_not(None)
+    came = select(a.generation_id).where(
+        tuple_(a.generation_id, a.number).in_(attempts), a.callback_at.is_not(None)
     )
-    if conn.execute(came).first() is None:
-        return False
-    return _bring_forward(conn, generation_id, func.now())
+    for generation_id in conn.execute(came.order_by(a.generation_id)).scalars().all():
+        _bring_forward(conn, generation_id, func.now())
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from models import storable
@@ -147,6 +147,11 @@ def sending(conn: Connection) -> Sending:
             select(_balances.c.remain_credits).order_by(_balances.c.at.desc()).limit(1)
         ).scalar_one_or_none()
     return Sending(closed, remaining)
+
+
+def any_closed() -> ColumnElement[bool]:
+    """Whether any gate is closed, or re-opening: then each has to be looked at."""
+    return select(_gates.c.name).where(_gates.c.closed_at.is_not(None)).exists()
 
 
 def reopening(conn: Connection, *, alone: bool = False) -> Reopening | None:

@@ -432,6 +432,11 @@ def learned(conn: Connection) -> int | None:
     ).scalar_one_or_none()
 
 
+def any_learned() -> ColumnElement[bool]:
+    """Whether the provider taught a limit."""
+    return select(_limits.c.name).where(_limits.c.name == IN_FLIGHT).exists()
+
+
 def sent(conn: Connection) -> int:
     """How many may have a remote task at work."""
     return conn.execute(

@@ -1,14 +1,31 @@
 """The intent to submit: everything protocol.md asks before a POST, in one transaction."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, exists, func, or_, select, text, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Connection,
+    Integer,
+    Interval,
+    Text,
+    Uuid,
+    any_,
+    bindparam,
+    column,
+    exists,
+    func,
+    or_,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 
 from models import callbacks, gates, ledger, schedule, transitions
 from models.base import table_of
@@ -83,21 +100,73 @@ class Held:
     why: str
 
 
-def begin(
-    conn: Connection,
-    generation_id: uuid.UUID,
-    lease: int,
-    timing: Timing,
-    *,
-    callback_digest: bytes | None = None,
-) -> Intent | Held:
+@dataclass(frozen=True)
+class Wanted:
+    """A claimed generation that is to be submitted."""
+
+    generation_id: uuid.UUID
+    lease: int
+    callback_digest: bytes | None = None
+    """Of the secret in the address that the provider is to call back, if any."""
+
+
+_WANTED = (
+    func.jsonb_to_recordset(bindparam("wanted", type_=JSONB))
+    .table_valued(column("id", Uuid), column("lease", BigInteger), name="wanted")
+    .render_derived(with_types=True)
+)
+
+_FREE = (
+    select(g.id, g.lease, g.request, g.estimated_cost)
+    .where(
+        g.id == _WANTED.c.id,
+        g.lease == _WANTED.c.lease,
+        g.status == Status.UPLOADING,
+        # Of an earlier attempt a task may exist, or a callback have come.
+        g.attempt == 0,
+        g.cancel_requested_at.is_(None),
+        or_(g.deadline_at.is_(None), g.deadline_at > func.now()),
+        ~pauses.holds(g.tenant),
+        ~gates.any_closed(),
+        ~schedule.any_learned(),
+    )
+    .order_by(*transitions.LOCK_ORDER)
+    .with_for_update(of=table_of(Generation))
+)
+
+
+def begin_free(conn: Connection, wanted: Sequence[Wanted], timing: Timing) -> list[Intent]:
+    """`uploading → submitting` for those that nothing at all can stand in the way of.
+
+    They are on their first attempt, with a seed of ours, while no gate is closed, no limit learned
+    and their tenant not paused. The others stay as they are, for `begin` to look at each.
+
+    Raises sqlalchemy.exc.IntegrityError as `begin` does.
+    """
+    asked = [{"id": str(one.generation_id), "lease": one.lease} for one in wanted]
+    rows = conn.execute(_FREE, {"wanted": asked}).all()
+    rows = [row for row in rows if producer_seed(row.request) is None]
+    digests = {one.generation_id: one.callback_digest for one in wanted}
+    seeds = _fresh_seeds(conn, len(rows))
+    return _intend(
+        conn,
+        [
+            _Attempt(
+                row.id, row.lease, 1, row.request, row.estimated_cost, seed, True, digests[row.id]
+            )
+            for row, seed in zip(rows, seeds, strict=True)
+        ],
+        timing,
+    )
+
+
+def begin(conn: Connection, wanted: Wanted, timing: Timing) -> Intent | Held:
     """`uploading → submitting`, or why not.
 
-    `callback_digest`: of the secret in the address that the provider is to call back, if any.
-
     Raises sqlalchemy.exc.IntegrityError when an equal generation took the fingerprint at the
-    same moment: roll back and call `put_back_blocked`.
+    same moment: roll back and call it again.
     """
+    generation_id, lease = wanted.generation_id, wanted.lease
     row = conn.execute(
         select(
             g.request,
@@ -128,32 +197,109 @@ def begin(
     if obstacle is not None:
         return _hold(conn, generation_id, lease, obstacle, facts)
 
-    seed = _fresh_seed(conn) if fixed is None else fixed
-    mark = fingerprint(row.request, seed)
-    number = row.attempt + 1
+    [seed] = _fresh_seeds(conn, 1) if fixed is None else [fixed]
+    attempt = _Attempt(
+        generation_id,
+        lease,
+        row.attempt + 1,
+        row.request,
+        row.estimated_cost,
+        seed,
+        fixed is None,
+        wanted.callback_digest,
+    )
+    [intent] = _intend(conn, [attempt], timing)
+    return intent
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One that is about to be intended: its row is locked and was checked."""
+
+    generation_id: uuid.UUID
+    lease: int
+    number: int
+    request: Mapping[str, Any]
+    estimate: Decimal
+    seed: int
+    drawn: bool
+    digest: bytes | None
+
+    @property
+    def mark(self) -> str:
+        return fingerprint(self.request, self.seed)
+
+
+_ATTEMPTS = (
+    func.jsonb_to_recordset(bindparam("attempts", type_=JSONB))
+    .table_valued(
+        column("id", Uuid),
+        column("number", Integer),
+        column("seed", BigInteger),
+        column("drawn", Boolean),
+        column("mark", Text),
+        column("digest", Text),
+        name="attempts",
+    )
+    .render_derived(with_types=True)
+)
+
+_KEEP_ATTEMPTS = insert(SubmitAttempt).from_select(
+    [
+        *("generation_id", "number", "seed", "seed_drawn", "fingerprint"),
+        *("callback_digest", "settle_at"),
+    ],
+    select(
+        *(_ATTEMPTS.c[name] for name in ("id", "number", "seed", "drawn", "mark")),
+        func.decode(_ATTEMPTS.c.digest, "hex"),
+        func.now() + bindparam("settles_in", type_=Interval),
+    ),
+)
+
+
+def _intend(conn: Connection, these: Sequence[_Attempt], timing: Timing) -> list[Intent]:
+    if not these:
+        return []
+    marks = {one.generation_id: one.mark for one in these}
     conn.execute(
-        insert(SubmitAttempt).values(
-            generation_id=generation_id,
-            number=number,
-            seed=seed,
-            seed_drawn=fixed is None,
-            fingerprint=mark,
-            settle_at=transitions.in_seconds(timing.settle),
-            callback_digest=callback_digest,
-        )
+        _KEEP_ATTEMPTS,
+        {
+            "attempts": [
+                {
+                    "id": str(one.generation_id),
+                    "number": one.number,
+                    "seed": one.seed,
+                    "drawn": one.drawn,
+                    "mark": marks[one.generation_id],
+                    "digest": None if one.digest is None else one.digest.hex(),
+                }
+                for one in these
+            ],
+            "settles_in": timedelta(seconds=timing.settle),
+        },
     )
     moved = transitions.intend(
         conn,
-        generation_id,
-        lease,
-        attempt=number,
-        fingerprint=mark,
+        [
+            transitions.Intending(
+                one.generation_id, one.lease, one.number, marks[one.generation_id]
+            )
+            for one in these
+        ],
         settle_seconds=timing.settle,
     )
-    assert moved is not None, "the row is locked and was checked"
-    return Intent(
-        generation_id, number, moved.lease, seed, row.estimated_cost, kind_of(row.request)
-    )
+    leases = {one.id: one.lease for one in moved}
+    return [
+        Intent(
+            one.generation_id,
+            one.number,
+            leases[one.generation_id],
+            one.seed,
+            one.estimate,
+            kind_of(one.request),
+        )
+        for one in these
+    ]
 
 
 def _hold(
@@ -330,49 +476,60 @@ def put_back_blocked(
     )
 
 
-def _fresh_seed(conn: Connection) -> int:
-    """A seed no attempt ever had and no remote task showed."""
-    while True:
-        seed = draw_seed()
-        taken = conn.execute(
-            select(
-                or_(
-                    select(a.seed).where(a.seed == seed).exists(),
-                    select(s.seed).where(s.seed == seed).exists(),
-                )
-            )
-        ).scalar_one()
-        if not taken:
-            return seed
+_TAKEN = (
+    select(a.seed)
+    .where(a.seed == any_(bindparam("seeds", type_=ARRAY(BigInteger))))
+    .union(select(s.seed).where(s.seed == any_(bindparam("seeds", type_=ARRAY(BigInteger)))))
+)
 
 
-def may_still_send(conn: Connection, intent: Intent) -> str | None:
-    """Asked again just before the POST: why it must not be sent, or None.
+def _fresh_seeds(conn: Connection, count: int) -> list[int]:
+    """So many seeds that no attempt ever had and no remote task showed, each another."""
+    fresh: set[int] = set()
+    while len(fresh) < count:
+        drawn = {draw_seed() for _ in range(count - len(fresh))} - fresh
+        taken = conn.execute(_TAKEN, {"seeds": list(drawn)}).scalars()
+        fresh |= drawn.difference(taken)
+    return list(fresh)
+
+
+_AS_IT_IS = select(
+    g.id,
+    g.status,
+    g.attempt,
+    g.cancel_requested_at,
+    g.tenant,
+    pauses.holds(g.tenant).label("paused"),
+    (g.deadline_at <= func.now()).label("late"),
+).where(g.id == any_(bindparam("ids", type_=ARRAY(Uuid))))
+
+
+def may_still_send(conn: Connection, intents: Sequence[Intent]) -> dict[uuid.UUID, str]:
+    """Asked again just before the POST: why these of the intents must not be sent.
 
     Reads only what can have changed since the intent: the wish to cancel, the deadline, pauses
     and gates, the row.
     """
-    row = conn.execute(
-        select(
-            g.status,
-            g.attempt,
-            g.cancel_requested_at,
-            g.tenant,
-            pauses.holds(g.tenant).label("paused"),
-            (g.deadline_at <= func.now()).label("late"),
-        ).where(g.id == intent.generation_id)
-    ).one_or_none()
-    gate = gates.sending(conn).obstacle(intent.estimate)
-    facts = SendFacts(
-        status=None if row is None else Status(row.status),
-        attempt=0 if row is None else row.attempt,
-        cancel_wished=row is not None and row.cancel_requested_at is not None,
-        pause=None if row is None else _paused(conn, row),
-        gate=None if gate is None else gate.name,
-        called_back=intent.attempt > 1 and bool(callbacks.hints(conn, intent.generation_id)),
-        late=row is not None and bool(row.late),
-    )
-    return obstacle_to_sending(facts, intended=intent.attempt)
+    ids = [intent.generation_id for intent in intents]
+    rows = {row.id: row for row in conn.execute(_AS_IT_IS, {"ids": ids})}
+    sending = gates.sending(conn)
+    obstacles = {}
+    for intent in intents:
+        row = rows.get(intent.generation_id)
+        gate = sending.obstacle(intent.estimate)
+        facts = SendFacts(
+            status=None if row is None else Status(row.status),
+            attempt=0 if row is None else row.attempt,
+            cancel_wished=row is not None and row.cancel_requested_at is not None,
+            pause=None if row is None else _paused(conn, row),
+            gate=None if gate is None else gate.name,
+            called_back=intent.attempt > 1 and bool(callbacks.hints(conn, intent.generation_id)),
+            late=row is not None and bool(row.late),
+        )
+        obstacle = obstacle_to_sending(facts, intended=intent.attempt)
+        if obstacle is not None:
+            obstacles[intent.generation_id] = obstacle
+    return obstacles
 
 
 def lately_in_doubt(conn: Connection, *, seconds: float) -> int:

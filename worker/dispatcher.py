@@ -24,7 +24,7 @@ from models.database import alone, direct_dsn
 from models.gates import GateName
 from models.metrics import pulses
 from models.observing import turns
-from models.schedule import Claim, Stage
+from models.schedule import Claim, Stage, Waits
 from worker.crash_points import reached
 from worker.runtime import Runtime
 from worker.side_work import SideClaim, SideWork
@@ -46,6 +46,12 @@ FORGET_GATES = 600.0
 DEADLY_PAUSE = 3600.0
 """Seconds, at most, between two tries of what workers die of and what can't be failed."""
 
+FULL_PAUSE = 0.05
+"""Seconds until it is looked again whether messages were taken and there is room for more."""
+
+_ADMISSIONS = 4
+"""How often in a tick more is let in, where what was let in shares messages."""
+
 RESOLVE_BATCH = 50
 """Generations in doubt that share one pair of readings of the task list."""
 
@@ -55,7 +61,7 @@ class Broker:
     """What the dispatcher needs of Celery."""
 
     publish: Callable[[Stage, Sequence[Claim]], None]
-    """Publish one message for the claims: one for a step, several for RESOLVE."""
+    """Publish one message for the claims: one for a step, several for RESOLVE and SUBMIT."""
     probe: Callable[[], None]
     """Publish a request to probe the gates."""
     depth: Callable[[], int]
@@ -91,6 +97,7 @@ class Dispatcher:
         self._relaxed = 0.0
         self._observed = self._probed = float("-inf")
         self._by_list = False
+        self._patience = FULL_PAUSE
         self._purse: Purse | None = None
         self._senior: Senior | None = None
         self._short = False
@@ -127,7 +134,13 @@ class Dispatcher:
             busy = self.tick()
             self._tell_pulse()
             self._failures = 0
-            if not busy and not self._stop.is_set():
+            if self._stop.is_set():
+                return
+            if busy:
+                # Twice as long each time that nothing was taken: work may be slow.
+                self._stop.wait(self._patience)
+                self._patience = min(self._rt.settings.tick, self._patience * 2)
+            else:
                 wait(self._pause())
 
     def _tell_pulse(self) -> None:
@@ -146,11 +159,12 @@ class Dispatcher:
         return tick if due is None else min(tick, max(0.02, due))
 
     def tick(self) -> bool:
-        """Hand out what is due, then admit. True if there may be more to do at once."""
+        """Hand out what is due, then admit. True if more may wait, for which there was no room."""
         self._side()
         room = 2 * self._slots - self._broker.depth()
         if room <= 0:
-            return False
+            return True
+        self._patience = FULL_PAUSE
         self._probe()
         self._observe()
         settings = self._rt.settings
@@ -159,13 +173,13 @@ class Dispatcher:
                 conn, room, lease_seconds=settings.lease, by_list=self._by_list
             )
         due = self._without_poison(due)
-        admitted = self._admit(room - len(due))
+        admitted = self._admit(room - len(self._batches(due)))
         self._look_after_credits()
         claims = due + admitted
         if claims:
             reached("dispatch.after_claim")
         self._hand_out(claims)
-        return len(claims) >= room
+        return len(self._batches(claims)) >= room
 
     def _observe(self) -> None:
         """Once in a tick: have the task list read, where that costs less than a GET for each."""
@@ -218,23 +232,37 @@ class Dispatcher:
                     raise
 
     def _admit(self, room: int) -> list[Claim]:
+        """Let in what makes so many messages at most."""
         if room <= 0:
             return []
-        settings = self._rt.settings
         self._relax()
         with alone(self._rt.engine) as conn:
             waits = schedule.waits(conn)
         if not waits.accepted:
             return []
-        with self._rt.engine.begin() as conn:
-            if waits.undecided:
+        if waits.undecided:
+            with self._rt.engine.begin() as conn:
                 submission.look_again(conn)
+        admitted: list[Claim] = []
+        for _ in range(_ADMISSIONS):
+            left = room - len(self._batches(admitted))
+            if left <= 0:
+                break
+            more = self._let_in(left, waits)
+            admitted += more
+            if len(more) < left:
+                break
+        return admitted
+
+    def _let_in(self, most: int, waits: Waits) -> list[Claim]:
+        limit = self._rt.settings.max_in_flight
+        with self._rt.engine.begin() as conn:
             # With a gate closed for everything nobody is let in, and deadlines pass all the same.
             return schedule.admit(
                 conn,
-                room,
-                max_in_flight=min(settings.max_in_flight, waits.limit or settings.max_in_flight),
-                lease_seconds=settings.lease,
+                most,
+                max_in_flight=min(limit, waits.limit or limit),
+                lease_seconds=self._rt.settings.lease,
                 ceiling=gates.sending(conn).ceiling if waits.held else None,
                 open_purse=self._open_purse,
             )
@@ -322,15 +350,7 @@ class Dispatcher:
         return max(settings.lease, min(DEADLY_PAUSE, doubled))
 
     def _hand_out(self, claims: Sequence[Claim]) -> None:
-        def shares(claim: Claim) -> bool:
-            # What workers seem to die of goes by itself: those beside it would die as often.
-            return claim.stage is Stage.RESOLVE and claim.tries < 2
-
-        resolving = [claim for claim in claims if shares(claim)]
-        batches = [[claim] for claim in claims if not shares(claim)]
-        batches += [
-            resolving[i : i + RESOLVE_BATCH] for i in range(0, len(resolving), RESOLVE_BATCH)
-        ]
+        batches = self._batches(claims)
         for done, batch in enumerate(batches):
             try:
                 self._broker.publish(batch[0].stage, batch)
@@ -339,6 +359,28 @@ class Dispatcher:
                 with self._rt.engine.begin() as conn:
                     schedule.release(conn, left, seconds=2.0)
                 raise
+
+    def _batches(self, claims: Sequence[Claim]) -> list[list[Claim]]:
+        """A message each, but for those that are cheaper together."""
+        alone: list[list[Claim]] = []
+        together: dict[Stage, list[Claim]] = {Stage.RESOLVE: [], Stage.SUBMIT: []}
+        for claim in claims:
+            # What workers seem to die of goes by itself: those beside it would die as often.
+            if claim.stage in together and claim.tries < 2:
+                together[claim.stage].append(claim)
+            else:
+                alone.append([claim])
+        # First over all threads, then several to each.
+        each = min(self._rt.pace.at_once, -(-len(together[Stage.SUBMIT]) // self._slots))
+        return [
+            *alone,
+            *_in_parts(together[Stage.RESOLVE], RESOLVE_BATCH),
+            *_in_parts(together[Stage.SUBMIT], max(1, each)),
+        ]
+
+
+def _in_parts(claims: Sequence[Claim], size: int) -> list[list[Claim]]:
+    return [list(claims[i : i + size]) for i in range(0, len(claims), size)]
 
 
 @contextlib.contextmanager

@@ -70,17 +70,23 @@ class Limiter:
                 raise NoTokenError(f"no room under {self._item} for {endpoint} in {timeout:g} s")
             self._sleep(pause)
 
-    def _hit(self) -> bool:
+    def more(self, count: int) -> int:
+        """Take up to so many more tokens, without waiting. Returns how many there were."""
+        if count > 0 and self._hit(count):
+            return count
+        return next((taken for taken in range(count) if not self._hit()), count)
+
+    def _hit(self, cost: int = 1) -> bool:
         if self._store is not None and self._clock() >= self._shared_from:
             try:
-                return self._connect(*self._store).hit(self._item, _KEY)
+                return self._connect(*self._store).hit(self._item, _KEY, cost=cost)
             except Exception as error:  # noqa: BLE001  (whatever the store says: work goes on)
                 self._shared_from = self._clock() + _RETRY_SHARED
                 log.warning(
                     "the shared rate limit can't be reached (%s): limiting this process alone",
                     type(error).__name__,
                 )
-        return self._local.hit(self._item, _KEY)
+        return self._local.hit(self._item, _KEY, cost=cost)
 
     def _connect(self, url: str, options: dict[str, Any]) -> SlidingWindowCounterRateLimiter:
         if self._counter is None:

@@ -17,6 +17,7 @@ from worker.archive import Store, open_store
 from worker.limiter import Limiter
 from worker.metrics.reporter import Reporter
 from worker.metrics.tally import Tally
+from worker.pace import Pace
 from worker.settings import Settings, load_settings
 from worker.side_slots import SideSlots
 
@@ -33,6 +34,8 @@ class Runtime:
     """Where results are stored, if anywhere."""
     usual: UsualTimes
     """How long tasks usually take, as this process knows it."""
+    pace: Pace
+    """How fast the provider takes submissions."""
     side_slots: SideSlots
     """How many threads may be at work beside the generations (`worker.side_work`)."""
     tally: Tally
@@ -79,6 +82,7 @@ def build(settings: Settings, *, pool_size: int | None = None, trusted: float = 
             read_timeout=settings.http_timeout,
         ),
         UsualTimes(),
+        Pace(),
         # Deliveries are wanted always, the archive where there is one.
         SideSlots(max(1, settings.concurrency // 2), kinds=2 if settings.archive_url else 1),
         tally,

@@ -21,7 +21,7 @@ from worker.stages import accept, archive, deliver, observe, poll, resolve, subm
 from worker.upkeep import balance, catch_up, prune, reconcile
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from celery import Task
 
@@ -70,9 +70,12 @@ def upload_references(generation_id: str, lease: int) -> None:
 
 
 @app.task(name="seedance.submit")
-def submit_generation(generation_id: str, lease: int) -> None:
-    """Submit a generation."""
-    submit.run(runtime(), uuid.UUID(generation_id), lease)
+def submit_generations(
+    generation_id: str, lease: int, others: "Sequence[tuple[str, int]]" = ()
+) -> None:
+    """Submit a generation, and others after it."""
+    claims = [(generation_id, lease), *others]
+    submit.run(runtime(), [(uuid.UUID(one), held) for one, held in claims])
 
 
 @app.task(name="seedance.poll")

@@ -6,6 +6,7 @@ transition that leaves doubt also wakes the oldest generation that waited for it
 """
 
 from models.transitions.answers import (
+    Answered,
     adopt,
     close_attempt,
     declined,
@@ -14,9 +15,18 @@ from models.transitions.answers import (
     refused,
     submitted,
 )
-from models.transitions.before import admit, intend, lapse, lapse_waiting, poison, put_back, reject
+from models.transitions.before import (
+    Intending,
+    admit,
+    intend,
+    lapse,
+    lapse_waiting,
+    poison,
+    put_back,
+    reject,
+)
 from models.transitions.cancelling import cancel, cancel_many, cancel_sent
-from models.transitions.core import Moved, in_seconds, move, note
+from models.transitions.core import LOCK_ORDER, Moved, in_seconds, move, note
 from models.transitions.following import (
     apply_observation,
     calm,
@@ -30,6 +40,9 @@ from models.transitions.page import Page, apply_page, told_by
 from models.transitions.settling import absent, give_up
 
 __all__ = [
+    "LOCK_ORDER",
+    "Answered",
+    "Intending",
     "Moved",
     "Page",
     "absent",

@@ -5,19 +5,27 @@ attempt is the row's latest.
 """
 
 import uuid
-from collections.abc import Mapping
-from datetime import timedelta
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
+    Double,
+    Integer,
+    Numeric,
+    Text,
+    Uuid,
     bindparam,
     case,
+    column,
     func,
     or_,
     update,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 
 from models import storable
 from models.decisions import closed_as_not_sent, taken_back
@@ -31,7 +39,6 @@ from models.lifecycle import (
 )
 from models.transitions.core import (
     CALM,
-    GIVEN_DETAIL,
     Moved,
     Prepared,
     attempts_table,
@@ -39,13 +46,17 @@ from models.transitions.core import (
     carry_out,
     fenced,
     g,
-    in_given,
     in_seconds,
     lock,
     move,
     one,
     prepare,
 )
+
+
+def _undecided() -> ColumnElement[bool]:
+    a = attempts_table.c
+    return or_(a.outcome.is_(None), a.outcome.in_(OPEN_OUTCOMES))
 
 
 def close_attempt(
@@ -64,7 +75,7 @@ def close_attempt(
         .where(
             a.generation_id == generation_id,
             a.number == attempt,
-            or_(a.outcome.is_(None), a.outcome.in_(OPEN_OUTCOMES)),
+            _undecided(),
         )
         .values(
             outcome=outcome,
@@ -77,85 +88,99 @@ def close_attempt(
     return done.rowcount == 1
 
 
-def _follow(
-    conn: Connection,
-    event: Event,
-    generation_id: uuid.UUID,
-    attempt: int,
-    *,
-    remote_task_id: str,
-    remote_status: str,
-    credit_cost: Any,
-    poll_seconds: float,
-    detail: Mapping[str, Any] | None = None,
-) -> Moved | None:
-    remote_task_id = storable.text(remote_task_id) or ""
-    remote_status = storable.text(remote_status) or ""
-    given = {
-        "of_id": generation_id,
-        "number": attempt,
-        "task_id": remote_task_id,
-        "shown": remote_status,
-        "cost": storable.credits(credit_cost),
-        "look_in": timedelta(seconds=poll_seconds),
-        "detail": {"remote_task_id": remote_task_id, **(detail or {})},
+@dataclass(frozen=True)
+class Answered:
+    """The provider's answer to an attempt: which remote task it made."""
+
+    id: uuid.UUID
+    attempt: int
+    remote_task_id: str
+    remote_status: str
+    credit_cost: Any
+    look_in: float
+    """Seconds until the first look at it."""
+
+
+_ANSWERED = (
+    func.jsonb_to_recordset(bindparam("answered", type_=JSONB))
+    .table_valued(
+        column("id", Uuid),
+        column("attempt", Integer),
+        column("task_id", Text),
+        column("shown", Text),
+        column("cost", Numeric),
+        column("look_in", Double),
+        name="answered",
+    )
+    .render_derived(with_types=True)
+)
+
+
+def submitted(conn: Connection, answers: Sequence[Answered]) -> list[Moved]:
+    """`submitting | uncertain | accepted | uploading → running`: the answer named the task.
+
+    Late or not, if the attempt is the row's latest. The caller flags a second task for those that
+    are not returned.
+    """
+    given = {"answered": [_as_parameter(answer) for answer in answers], "outcome": "submitted"}
+    moved = carry_out(conn, _submitted(), given)
+    if moved:
+        here = {one.id for one in moved}
+        given["answered"] = [_as_parameter(answer) for answer in answers if answer.id in here]
+        conn.execute(_CLOSE_ANSWERED, given)
+    return moved
+
+
+def _as_parameter(answer: Answered) -> dict[str, Any]:
+    cost = storable.credits(answer.credit_cost)
+    return {
+        "id": str(answer.id),
+        "attempt": answer.attempt,
+        "task_id": storable.text(answer.remote_task_id) or "",
+        "shown": storable.text(answer.remote_status) or "",
+        # As text: a number of JSON would pass through a float.
+        "cost": None if cost is None else str(cost),
+        "look_in": answer.look_in,
     }
-    return one(carry_out(conn, _following(event), given))
 
 
 @cache
-def _following(event: Event) -> Prepared:
+def _submitted() -> Prepared:
+    a = _ANSWERED.c
     return prepare(
-        event,
-        *fenced(event, bindparam("of_id"), attempt=bindparam("number")),
+        Event.SUBMIT,
+        *fenced(Event.SUBMIT, a.id, attempt=a.attempt),
         values={
             **CALM,
             "lease": g.lease + 1,
-            "remote_task_id": bindparam("task_id"),
-            "remote_status": bindparam("shown"),
-            "credit_cost": bindparam("cost"),
+            "remote_task_id": a.task_id,
+            "remote_status": a.shown,
+            "credit_cost": a.cost,
             "submitted_at": func.now(),
             "polls": 0,
             # A cancel that was asked for meanwhile goes out at once.
             "due_at": case(
                 (g.cancel_requested_at.is_not(None), func.now()),
                 # Nor does one go on beyond its deadline.
-                else_=func.least(in_given("look_in"), g.deadline_at),
+                else_=func.least(
+                    func.now() + func.make_interval(0, 0, 0, 0, 0, 0, a.look_in), g.deadline_at
+                ),
             ),
         },
-        detail=GIVEN_DETAIL,
+        detail=func.jsonb_build_object("remote_task_id", a.task_id),
+        each=_ANSWERED,
     )
 
 
-def submitted(
-    conn: Connection,
-    generation_id: uuid.UUID,
-    attempt: int,
-    *,
-    remote_task_id: str,
-    remote_status: str,
-    credit_cost: Any,
-    poll_seconds: float,
-) -> Moved | None:
-    """`submitting | uncertain | accepted | uploading → running`: the answer named the task.
-
-    Late or not, if the attempt is the row's latest. Otherwise the caller flags a second task.
-    """
-    moved = _follow(
-        conn,
-        Event.SUBMIT,
-        generation_id,
-        attempt,
-        remote_task_id=remote_task_id,
-        remote_status=remote_status,
-        credit_cost=credit_cost,
-        poll_seconds=poll_seconds,
+_CLOSE_ANSWERED = (
+    update(attempts_table)
+    .where(
+        attempts_table.c.generation_id == _ANSWERED.c.id,
+        attempts_table.c.number == _ANSWERED.c.attempt,
+        _undecided(),
     )
-    if moved is not None:
-        close_attempt(
-            conn, generation_id, attempt, outcome="submitted", remote_task_id=remote_task_id
-        )
-    return moved
+    .values(outcome=bindparam("outcome"), remote_task_id=_ANSWERED.c.task_id, decided_at=func.now())
+)
 
 
 def adopt(

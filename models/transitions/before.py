@@ -2,19 +2,24 @@
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Connection,
+    Integer,
+    Text,
     Uuid,
     any_,
     bindparam,
+    column,
     func,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from models import storable
 from models.lifecycle import (
@@ -97,41 +102,58 @@ def put_back(
     )
 
 
-def intend(
-    conn: Connection,
-    generation_id: uuid.UUID,
-    lease: int,
-    *,
-    attempt: int,
-    fingerprint: str,
-    settle_seconds: float,
-) -> Moved | None:
+@dataclass(frozen=True)
+class Intending:
+    """A generation that is to be submitted, and under which lease it is held."""
+
+    id: uuid.UUID
+    lease: int
+    attempt: int
+    fingerprint: str
+
+
+def intend(conn: Connection, these: Sequence[Intending], *, settle_seconds: float) -> list[Moved]:
     """`uploading → submitting`: committed before the POST; due again when it must be settled."""
     given = {
-        "of_id": generation_id,
-        "held": lease,
-        "number": attempt,
-        "mark": fingerprint,
+        "intending": [
+            {"id": str(i.id), "lease": i.lease, "attempt": i.attempt, "fingerprint": i.fingerprint}
+            for i in these
+        ],
         "settles_in": timedelta(seconds=settle_seconds),
         "detail": None,
     }
-    return one(carry_out(conn, _intend(), given))
+    return carry_out(conn, _intend(), given)
+
+
+_INTENDING = (
+    func.jsonb_to_recordset(bindparam("intending", type_=JSONB))
+    .table_valued(
+        column("id", Uuid),
+        column("lease", BigInteger),
+        column("attempt", Integer),
+        column("fingerprint", Text),
+        name="intending",
+    )
+    .render_derived(with_types=True)
+)
 
 
 @cache
 def _intend() -> Prepared:
+    i = _INTENDING.c
     return prepare(
         Event.INTEND,
-        *fenced(Event.INTEND, bindparam("of_id"), lease=bindparam("held")),
+        *fenced(Event.INTEND, i.id, lease=i.lease),
         g.cancel_requested_at.is_(None),
         values={
             **CALM,
             "lease": g.lease + 1,
-            "attempt": bindparam("number"),
-            "fingerprint": bindparam("mark"),
+            "attempt": i.attempt,
+            "fingerprint": i.fingerprint,
             "due_at": in_given("settles_in"),
         },
         detail=GIVEN_DETAIL,
+        each=_INTENDING,
     )
 
 

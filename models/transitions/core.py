@@ -1,7 +1,7 @@
 """What every transition is made of: lock and compare, set, tell, book, in one statement."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -18,6 +18,7 @@ from sqlalchemy import (
     insert,
     literal,
     select,
+    text,
     update,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -167,7 +168,8 @@ def prepare(
     locked = (
         select(g.id, g.status)
         .where(g.status.in_(sorted(leaving)), *guards)
-        .with_for_update(skip_locked=skip_locked)
+        .order_by(*LOCK_ORDER)
+        .with_for_update(of=generations, skip_locked=skip_locked)
         .cte("locked")
     )
     joined = [] if each is None else [each.c.id == locked.c.id]
@@ -240,9 +242,10 @@ def carry_out(conn: Connection, prepared: Prepared, parameters: Mapping[str, Any
         )
         for row in rows
     ]
-    for row in result:
-        if row.from_status in IN_DOUBT and row.status not in IN_DOUBT and row.fingerprint:
-            _wake_waiter(conn, row.fingerprint)
+    if transition.target not in IN_DOUBT:
+        _wake_waiters(
+            conn, {row.fingerprint for row in result if row.from_status in IN_DOUBT} - {None}
+        )
     notices.write(conn, [row.id for row in rows if row.noticed])
     for waited in (row.id for row in rows if row.waited):
         conn.execute(select(func.pg_notify(MOVED, str(waited))))
@@ -291,25 +294,24 @@ def one(moved: list[Moved]) -> Moved | None:
     return moved[0] if moved else None
 
 
-def _wake_waiter(conn: Connection, fingerprint: str) -> None:
-    oldest = (
-        select(g.id)
-        .where(
-            g.finished_at.is_(None),
-            g.fingerprint == fingerprint,
-            g.status == Status.ACCEPTED,
-            g.blocked_by.is_not(None),
-        )
-        .order_by(g.created_at)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
-    )
-    conn.execute(
-        update(generations)
-        .where(g.id == oldest)
-        .values(blocked_by=None, waits_for=None, due_at=func.now())
-    )
+_WAKE = text(
+    f"""
+    UPDATE generations SET blocked_by = NULL, waits_for = NULL, due_at = now()
+    FROM unnest(CAST(:marks AS text[])) mark CROSS JOIN LATERAL (
+        SELECT w.id FROM generations w
+        WHERE w.finished_at IS NULL AND w.fingerprint = mark
+          AND w.status = '{Status.ACCEPTED}' AND w.blocked_by IS NOT NULL
+        ORDER BY w.created_at LIMIT 1 FOR UPDATE SKIP LOCKED
+    ) oldest
+    WHERE generations.id = oldest.id
+    """  # noqa: S608  (a constant of this module)
+)
+
+
+def _wake_waiters(conn: Connection, fingerprints: Collection[str | None]) -> None:
+    """The oldest that waits for each of these may go now."""
+    if fingerprints:
+        conn.execute(_WAKE, {"marks": list(fingerprints)})
 
 
 def note(

@@ -52,7 +52,7 @@ class Steps:
             case Stage.UPLOAD:
                 upload.run(self.rt, claim.id, claim.lease)
             case Stage.SUBMIT:
-                submit.run(self.rt, claim.id, claim.lease)
+                submit.run(self.rt, [(claim.id, claim.lease)])
             case Stage.RESOLVE:
                 resolve.run(self.rt, [(claim.id, claim.lease)])
             case Stage.POLL:

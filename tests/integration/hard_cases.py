@@ -51,7 +51,7 @@ def intended(
     [claim] = [claim for claim in steps.admit() if claim.id == generation_id]
     with rt.engine.begin() as conn:
         result: Intent | Held = submission.begin(
-            conn, generation_id, claim.lease, rt.settings.timing
+            conn, submission.Wanted(generation_id, claim.lease), rt.settings.timing
         )
     return generation_id, result
 
@@ -59,7 +59,7 @@ def intended(
 def answered(rt: Runtime, intent: Intent, task_id: str = "T1", **shown: Any) -> None:
     """The answer to an intent's POST arrives."""
     values = {"task_id": task_id, "status": "processing", **shown}
-    submit.record_answer(rt, intent, Submitted.model_validate(values))
+    submit.record_answers(rt, [(intent, Submitted.model_validate(values))])
 
 
 def found_absent(rt: Runtime, generation_id: uuid.UUID, *, attempt: int = 1, most: int = 5) -> None:

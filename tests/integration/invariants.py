@@ -60,13 +60,13 @@ class Lab(Steps):
     def send(self, prompt: str = "a cat", **fields: Any) -> uuid.UUID:
         """A generation as it is after its first submit stage."""
         claim = self.start(text_request(prompt, **fields))
-        submit.run(self.rt, claim.id, claim.lease)
+        submit.run(self.rt, [(claim.id, claim.lease)])
         return claim.id
 
     def send_again(self, generation_id: uuid.UUID) -> GenerationView:
         """Admit a generation that was put back, and run its submit stage."""
         claim = self.readmit(generation_id)
-        submit.run(self.rt, claim.id, claim.lease)
+        submit.run(self.rt, [(claim.id, claim.lease)])
         return self.get(generation_id)
 
     def readmit(self, generation_id: uuid.UUID) -> Claim:

@@ -248,7 +248,7 @@ def test_endless_submit_failures_are_bounded(lab):
 
 def test_the_answer_that_comes_late_but_in_time_counts(lab):
     claim = lab.start(text_request("[sim: submit=delay_after:0.4]"))
-    with in_background(lambda: submit.run(lab.rt, claim.id, claim.lease)):
+    with in_background(lambda: submit.run(lab.rt, [(claim.id, claim.lease)])):
         lab.sim.wait(tasks=1)
         # Nothing may be done about it meanwhile: it is not settled.
         assert lab.get(claim.id).status is Status.SUBMITTING

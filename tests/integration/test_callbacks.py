@@ -209,7 +209,7 @@ def test_a_callback_that_overtakes_the_answer_makes_the_first_look_come_at_once(
     lab.rt = lab.make_runtime(poll_min=60, poll_max=60, http_timeout=40, lease=60)
     lab.sim.fault("submit", "delay_after", seconds=2, times=1)
     claim = lab.start()
-    with in_background(lambda: submit.run(lab.rt, claim.id, claim.lease)) as running:
+    with in_background(lambda: submit.run(lab.rt, [(claim.id, claim.lease)])) as running:
         lab.sim.wait(tasks=1)
         with_callback()
         running.join(30)

@@ -41,7 +41,7 @@ def test_accepted(lab):
 def test_uploading(lab):
     claim = lab.start()
     assert cancel(lab, claim.id).status is Status.CANCELLED
-    submit.run(lab.rt, claim.id, claim.lease)
+    submit.run(lab.rt, [(claim.id, claim.lease)])
     assert lab.posts == 0
 
 
@@ -52,7 +52,7 @@ def test_before_the_check_of_the_intent(lab):
     def wish():
         assert cancel(lab, claim.id).status is Status.SUBMITTING
 
-    submit.run(paused(lab.rt, before_check=wish), claim.id, claim.lease)
+    submit.run(paused(lab.rt, before_check=wish), [(claim.id, claim.lease)])
     assert lab.get(claim.id).status is Status.CANCELLED
     assert lab.outcomes(claim.id) == ["not_sent"]
     assert lab.posts == 0
@@ -61,7 +61,7 @@ def test_before_the_check_of_the_intent(lab):
 def test_after_the_check(lab):
     """Too late to stop the POST: its task is cancelled at the provider at once."""
     claim = lab.start()
-    submit.run(paused(lab.rt, after_check=lambda: cancel(lab, claim.id)), claim.id, claim.lease)
+    submit.run(paused(lab.rt, after_check=lambda: cancel(lab, claim.id)), [(claim.id, claim.lease)])
     view = lab.get(claim.id)
     assert view.status is Status.RUNNING
     [due] = lab.due()
@@ -79,7 +79,7 @@ def test_racing_the_intent(lab):
 
         def submits(claim=claim, start=start):
             start.wait(10)
-            submit.run(lab.rt, claim.id, claim.lease)
+            submit.run(lab.rt, [(claim.id, claim.lease)])
 
         with in_background(submits):
             start.wait(10)
@@ -120,7 +120,7 @@ def test_refused_for_now_while_a_cancel_was_asked(lab):
     """The POST was declined and the row is accepted again: the wish is not forgotten."""
     lab.sim.fault("submit", "rate_limited", times=1)
     claim = lab.start()
-    submit.run(paused(lab.rt, after_check=lambda: cancel(lab, claim.id)), claim.id, claim.lease)
+    submit.run(paused(lab.rt, after_check=lambda: cancel(lab, claim.id)), [(claim.id, claim.lease)])
     lab.open_gates()
     if not lab.get(claim.id).ended:
         lab.send_again(claim.id)

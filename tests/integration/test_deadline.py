@@ -46,7 +46,7 @@ def told(lab, generation_id):
 def test_it_is_looked_at_no_later_than_its_deadline(lab):
     claim = lab.start()
     deadline(lab, claim.id, 20)
-    submit.run(lab.rt, claim.id, claim.lease)
+    submit.run(lab.rt, [(claim.id, claim.lease)])
     assert lab.get(claim.id).status is Status.RUNNING
     assert due_in(lab, claim.id) <= 20, "and not only after 60 s"
     look(lab, claim.id)
@@ -158,7 +158,7 @@ def test_between_intent_and_post(lab):
     """It passes in this very moment: nothing is written, and it expires."""
     claim = lab.start()
     late = paused(lab.rt, before_check=lambda: deadline(lab, claim.id, -1))
-    submit.run(late, claim.id, claim.lease)
+    submit.run(late, [(claim.id, claim.lease)])
     assert lab.posts == 0
     assert lab.outcomes(claim.id) == ["not_sent"]
     assert lab.admit() == []
@@ -168,7 +168,7 @@ def test_between_intent_and_post(lab):
 def test_while_it_uploads(lab):
     claim = lab.start()
     deadline(lab, claim.id, -1)
-    submit.run(lab.rt, claim.id, claim.lease)
+    submit.run(lab.rt, [(claim.id, claim.lease)])
     assert lab.get(claim.id).status is Status.EXPIRED
     assert lab.posts == 0
 

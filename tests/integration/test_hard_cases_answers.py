@@ -31,8 +31,7 @@ def test_a_sender_that_wakes_in_doubt_spoils_neither_its_own_resolving_nor_the_b
     with rt.engine.begin() as conn:  # the lease ended while the sender slept
         transitions.doubt(conn, sleeper, 1, why="no answer came")
     with rt.engine.connect() as conn:
-        why = submission.may_still_send(conn, intent)
-    assert why is not None
+        [why] = submission.may_still_send(conn, [intent]).values()
     submit._not_sent(rt, intent, why, seconds=1.0)
     [(outcome,)] = sql(
         rt, "select outcome from submit_attempts where generation_id = :id", id=sleeper

@@ -45,7 +45,9 @@ def lease(conn: Connection, generation_id: uuid.UUID) -> int:
 def send(conn: Connection, generation_id: uuid.UUID) -> int:
     """Admit and intend; returns the attempt."""
     transitions.admit(conn, [generation_id], lease_seconds=60)
-    made = submission.begin(conn, generation_id, lease(conn, generation_id), TIMING)
+    made = submission.begin(
+        conn, submission.Wanted(generation_id, lease(conn, generation_id)), TIMING
+    )
     assert isinstance(made, submission.Intent)
     return made.attempt
 
@@ -53,12 +55,16 @@ def send(conn: Connection, generation_id: uuid.UUID) -> int:
 def run(conn: Connection, generation_id: uuid.UUID, task: str = "T1") -> None:
     transitions.submitted(
         conn,
-        generation_id,
-        send(conn, generation_id),
-        remote_task_id=task,
-        remote_status="pending",
-        credit_cost=Decimal("9.5"),
-        poll_seconds=5,
+        [
+            transitions.Answered(
+                generation_id,
+                send(conn, generation_id),
+                remote_task_id=task,
+                remote_status="pending",
+                credit_cost=Decimal("9.5"),
+                look_in=5,
+            )
+        ],
     )
 
 
@@ -101,12 +107,16 @@ def test_a_charge_that_the_provider_does_not_name_is_assumed_as_estimated(conn):
     attempt = send(conn, generation_id)
     transitions.submitted(
         conn,
-        generation_id,
-        attempt,
-        remote_task_id="T1",
-        remote_status="pending",
-        credit_cost=None,
-        poll_seconds=5,
+        [
+            transitions.Answered(
+                generation_id,
+                attempt,
+                remote_task_id="T1",
+                remote_status="pending",
+                credit_cost=None,
+                look_in=5,
+            )
+        ],
     )
     transitions.apply_observation(conn, seen("T1", "completed"))
     [charge] = [e for e in reading.entries(conn, generation_id) if e.kind == "charged"]
@@ -156,12 +166,16 @@ def test_a_second_task_that_is_followed_after_all_is_not_charged_again(conn):
     watch.flag_second(conn, generation_id, 1, seen("T1", "completed", credit_cost=Decimal(9)))
     transitions.submitted(
         conn,
-        generation_id,
-        attempt,
-        remote_task_id="T1",
-        remote_status="pending",
-        credit_cost=9,
-        poll_seconds=5,
+        [
+            transitions.Answered(
+                generation_id,
+                attempt,
+                remote_task_id="T1",
+                remote_status="pending",
+                credit_cost=9,
+                look_in=5,
+            )
+        ],
     )
     transitions.apply_observation(conn, seen("T1", "completed", credit_cost=Decimal(9)))
     assert reading.charged(conn) == 9
@@ -301,10 +315,7 @@ class Walk:
         number = self.row.attempt + 1
         moved = transitions.intend(
             self.conn,
-            self.id,
-            self.row.lease,
-            attempt=number,
-            fingerprint=f"{self.id}",
+            [transitions.Intending(self.id, self.row.lease, number, f"{self.id}")],
             settle_seconds=9,
         )
         if moved:
@@ -331,12 +342,16 @@ class Walk:
     def submitted(self) -> None:
         transitions.submitted(
             self.conn,
-            self.id,
-            self.attempt(),
-            remote_task_id=self.task(),
-            remote_status="pending",
-            credit_cost=self.rng.choice([None, 9, Decimal("8.75")]),
-            poll_seconds=1,
+            [
+                transitions.Answered(
+                    self.id,
+                    self.attempt(),
+                    remote_task_id=self.task(),
+                    remote_status="pending",
+                    credit_cost=self.rng.choice([None, 9, Decimal("8.75")]),
+                    look_in=1,
+                )
+            ],
         )
 
     def adopt(self) -> None:

@@ -51,7 +51,7 @@ def test_a_provider_that_takes_five_at_a_time(lab, mode):
     ids = [lab.enqueue(text_request(f"cat {n}")) for n in range(30)]
     claims = lab.admit(12, max_in_flight=50)
     for claim in claims:
-        submit.run(lab.rt, claim.id, claim.lease)
+        submit.run(lab.rt, [(claim.id, claim.lease)])
     with lab.rt.engine.connect() as conn:
         assert schedule.learned(conn) == LIMIT
     refused = lab.posts - LIMIT

@@ -46,16 +46,22 @@ def admitted(conn: Connection, generation_id: uuid.UUID) -> int:
 
 
 def submit(conn: Connection, generation_id: uuid.UUID, task: str) -> None:
-    made = submission.begin(conn, generation_id, admitted(conn, generation_id), TIMING)
+    made = submission.begin(
+        conn, submission.Wanted(generation_id, admitted(conn, generation_id)), TIMING
+    )
     assert isinstance(made, submission.Intent)
     transitions.submitted(
         conn,
-        generation_id,
-        made.attempt,
-        remote_task_id=task,
-        remote_status="pending",
-        credit_cost=Decimal("9.5"),
-        poll_seconds=5,
+        [
+            transitions.Answered(
+                generation_id,
+                made.attempt,
+                remote_task_id=task,
+                remote_status="pending",
+                credit_cost=Decimal("9.5"),
+                look_in=5,
+            )
+        ],
     )
 
 

@@ -245,7 +245,9 @@ def claim(conn: Connection) -> None:
 def intend(conn: Connection) -> None:
     generation_id = rows.make(conn, Status.UPLOADING)
     timing = submission.Timing(10, 60, 15)
-    assert isinstance(submission.begin(conn, generation_id, 7, timing), submission.Intent)
+    assert isinstance(
+        submission.begin(conn, submission.Wanted(generation_id, 7), timing), submission.Intent
+    )
 
 
 def catch_up(conn: Connection) -> None:

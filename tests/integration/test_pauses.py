@@ -78,7 +78,7 @@ def test_a_pause_of_all_and_one_of_a_tenant_end_each_by_itself(lab):
 def test_what_was_let_in_is_put_back_at_its_intent(lab):
     claim = lab.start()
     pause(lab)
-    submit.run(lab.rt, claim.id, claim.lease)
+    submit.run(lab.rt, [(claim.id, claim.lease)])
     view = lab.get(claim.id)
     assert (view.status, view.waits_for) == (S.ACCEPTED, "a pause: maintenance (ana)")
     assert lab.outcomes(claim.id) == [], "no attempt was begun"
@@ -103,13 +103,13 @@ def test_what_is_uploading_keeps_its_uploads(lab, sim, tmp_path, make_runtime):
     resume(lab)
     [claim] = lab.admit()
     assert claim.stage is Stage.SUBMIT, "nothing is uploaded twice"
-    submit.run(rt, claim.id, claim.lease)
+    submit.run(rt, [(claim.id, claim.lease)])
     assert lab.posts == 1
 
 
 def test_between_the_intent_and_its_check(lab):
     claim = lab.start()
-    submit.run(paused(lab.rt, before_check=lambda: pause(lab)), claim.id, claim.lease)
+    submit.run(paused(lab.rt, before_check=lambda: pause(lab)), [(claim.id, claim.lease)])
     view = lab.get(claim.id)
     assert (view.status, view.waits_for) == (S.ACCEPTED, "a pause: maintenance (ana)")
     assert lab.outcomes(claim.id) == ["not_sent"]

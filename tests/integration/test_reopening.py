@@ -55,7 +55,7 @@ FAILURES = "SELECT coalesce(max(failures), 0) FROM gates"
 
 def intend(rt, claim):
     with rt.engine.begin() as conn:
-        return submission.begin(conn, claim.id, claim.lease, rt.settings.timing)
+        return submission.begin(conn, submission.Wanted(claim.id, claim.lease), rt.settings.timing)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_it_doubles_with_each_round_of_answers(lab):
         assert let_in(lab) == [], "nobody else until they are answered"
         rounds.append(len(claims))
         for claim in claims:
-            submit.run(lab.rt, claim.id, claim.lease)
+            submit.run(lab.rt, [(claim.id, claim.lease)])
     assert rounds == [1, 2, 4, 8, 16, 9]
     assert lab.posts == 40
     lab.end_tasks()
@@ -130,7 +130,7 @@ def test_trouble_that_returns_closes_it_for_longer(lab, kind):
     storm_is_over(lab)
     for _ in range(4):
         [claim] = let_in(lab)
-        submit.run(lab.rt, claim.id, claim.lease)
+        submit.run(lab.rt, [(claim.id, claim.lease)])
         assert lab.gates() == {"backoff"}
         assert let_in(lab) == []
         waits.append(float(lab.value("SELECT extract(epoch FROM opens_at - now()) FROM gates")))
@@ -150,7 +150,7 @@ def test_a_short_retry_after_is_not_believed_again_and_again(lab):
     storm_is_over(lab, closed=5)
     lab.enqueue(text_request("another"))
     [claim] = let_in(lab)
-    submit.run(lab.rt, claim.id, claim.lease)
+    submit.run(lab.rt, [(claim.id, claim.lease)])
     assert float(lab.value("SELECT extract(epoch FROM opens_at - now()) FROM gates")) > 20
     lab.sim.clear_faults()
 
@@ -297,7 +297,7 @@ def test_many_that_close_a_gate_at_once_tell_it_once(lab, caplog):
 
         def one(claim, start=start):
             start.wait(10)
-            submit.run(lab.rt, claim.id, claim.lease)
+            submit.run(lab.rt, [(claim.id, claim.lease)])
 
         with ThreadPoolExecutor(6) as pool:
             list(pool.map(one, claims))

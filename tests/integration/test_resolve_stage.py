@@ -102,7 +102,7 @@ def test_a_submitting_row_whose_worker_died(lab):
             raise DiedError
 
     with pytest.raises(DiedError):
-        submit.run(replace(lab.rt, client=Client()), claim.id, claim.lease)
+        submit.run(replace(lab.rt, client=Client()), [(claim.id, claim.lease)])
     assert lab.get(claim.id).status is Status.SUBMITTING
 
     assert lab.resolve(claim.id) is Outcome.ADOPTED
@@ -253,7 +253,7 @@ def test_equal_fixed_seeds_with_different_prompts_and_a_late_task(lab):
     assert claim.id == first
     assert lab.get(second).blocked_by == first
     lab.sim.fault("submit", "drop_before", times=1)
-    submit.run(lab.rt, claim.id, claim.lease)
+    submit.run(lab.rt, [(claim.id, claim.lease)])
     lab.sim.wait(tasks=1)
 
     # Of which of its attempts it is does not matter: it is the first one's, nobody else's.
@@ -693,7 +693,7 @@ def test_who_lost_the_row_while_reading_asks_no_operator(lab, monkeypatch):
         if place == "resolve.after_reading":
             answer = Submitted.model_validate({"task_id": task_id, "status": "pending"})
             intent = Intent(generation_id, 1, 0, 1, Decimal(1))
-            submit.record_answer(lab.rt, intent, answer)
+            submit.record_answers(lab.rt, [(intent, answer)])
 
     monkeypatch.setattr(resolve, "reached", answer_arrives)
     lab.resolve(generation_id)

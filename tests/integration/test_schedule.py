@@ -269,17 +269,21 @@ def test_equal_ones_go_one_after_another_as_each_leaves_doubt(conn):
         number = len(went)
         rows.attempt(conn, one.id, 1, fingerprint="same", seed_drawn=False, seed=1)
         assert transitions.intend(
-            conn, one.id, one.lease, attempt=1, fingerprint="same", settle_seconds=90
+            conn, [transitions.Intending(one.id, one.lease, 1, "same")], settle_seconds=90
         )
         assert admit(conn) == []
         assert transitions.submitted(
             conn,
-            one.id,
-            1,
-            remote_task_id=f"t{number}",
-            remote_status="pending",
-            credit_cost=9,
-            poll_seconds=5,
+            [
+                transitions.Answered(
+                    one.id,
+                    1,
+                    remote_task_id=f"t{number}",
+                    remote_status="pending",
+                    credit_cost=9,
+                    look_in=5,
+                )
+            ],
         )
     assert went == waiting
 

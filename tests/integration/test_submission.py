@@ -14,7 +14,7 @@ from models.base import table_of
 from models.gates import GateName
 from models.lifecycle import Status
 from models.marks import SEED_BOUND, fingerprint
-from models.submission import Held, Intent, Timing
+from models.submission import Held, Intent, Timing, Wanted
 from models.tables import StrayTask, SubmitAttempt
 from tests.integration import rows
 from tests.integration.rows import REQUEST, attempts, events, make, read
@@ -33,7 +33,7 @@ def conn(engine: Engine) -> Iterator[Connection]:
 
 
 def begin(conn: Connection, generation_id: uuid.UUID, lease: int = 7) -> Intent | Held:
-    return submission.begin(conn, generation_id, lease, TIMING)
+    return submission.begin(conn, Wanted(generation_id, lease), TIMING)
 
 
 def stray(conn: Connection, kind: str, **values) -> str:
@@ -247,7 +247,9 @@ def test_two_equal_ones_at_the_same_moment(engine):
             first.commit()
             second.rollback()
             with pytest.raises(IntegrityError, match="uq_generations_in_doubt"):
-                transitions.intend(second, two, 7, attempt=1, fingerprint=MARK, settle_seconds=90)
+                transitions.intend(
+                    second, [transitions.Intending(two, 7, 1, MARK)], settle_seconds=90
+                )
             second.rollback()
             submission.put_back_blocked(second, two, 7, None)
             assert read(second, two).status == S.ACCEPTED
@@ -266,32 +268,36 @@ def intended(conn: Connection) -> Intent:
 
 
 def test_nothing_changed_and_it_may_be_sent(conn):
-    assert submission.may_still_send(conn, intended(conn)) is None
+    assert submission.may_still_send(conn, [intended(conn)]) == {}
+
+
+def obstacle(conn: Connection, intent: Intent) -> str | None:
+    return submission.may_still_send(conn, [intent]).get(intent.generation_id)
 
 
 def test_cancel_stops_it_on_the_last_metre(conn):
     intent = intended(conn)
     transitions.cancel(conn, intent.generation_id)
-    assert submission.may_still_send(conn, intent) == "cancel asked"
+    assert obstacle(conn, intent) == "cancel asked"
 
 
 @pytest.mark.parametrize("name", GateName)
 def test_a_gate_that_closed_meanwhile_stops_it(conn, name):
     intent = intended(conn)
     gates.close(conn, name, "why")
-    assert submission.may_still_send(conn, intent) == f"gate {name}"
+    assert obstacle(conn, intent) == f"gate {name}"
 
 
 def test_a_row_that_went_on_without_it_stops_it(conn):
     intent = intended(conn)
     transitions.doubt(conn, intent.generation_id, intent.attempt, why="lease ended")
-    assert submission.may_still_send(conn, intent) == "no longer the row's attempt"
+    assert obstacle(conn, intent) == "no longer the row's attempt"
 
 
 def test_a_later_attempt_stops_it(conn):
     intent = intended(conn)
     conn.execute(text("UPDATE generations SET attempt = attempt + 1"))
-    assert submission.may_still_send(conn, intent) == "no longer the row's attempt"
+    assert obstacle(conn, intent) == "no longer the row's attempt"
 
 
 # --- a second task -----------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def test_the_intent_is_there_before_the_post(lab):
         seen.append((lab.get(claim.id).status, attempt.outcome, attempt.seed, lab.posts))
 
     claim = lab.start()
-    submit.run(paused(lab.rt, before_check=look), claim.id, claim.lease)
+    submit.run(paused(lab.rt, before_check=look), [(claim.id, claim.lease)])
 
     [(status, outcome, seed, posts)] = seen
     assert (status, outcome, posts) == (Status.SUBMITTING, None, 0)
@@ -104,7 +104,7 @@ def test_a_past_deadline_sends_nothing(lab):
     claim = lab.start()
     lab.sql("UPDATE generations SET deadline_at = now() - interval '1 second'")
 
-    submit.run(lab.rt, claim.id, claim.lease)
+    submit.run(lab.rt, [(claim.id, claim.lease)])
 
     assert lab.get(claim.id).status is Status.EXPIRED
     assert lab.posts == 0
@@ -114,7 +114,7 @@ def test_a_gate_that_closed_since_the_admission_holds_it(lab):
     claim = lab.start()
     lab.sql("INSERT INTO gates (name, closed_at, reason) VALUES ('api_key', now(), 'test')")
 
-    submit.run(lab.rt, claim.id, claim.lease)
+    submit.run(lab.rt, [(claim.id, claim.lease)])
 
     view = lab.get(claim.id)
     assert (view.status, view.waits_for) == (Status.ACCEPTED, "gate api_key")
@@ -127,7 +127,7 @@ def test_without_a_token_there_is_no_intent(lab):
     rt.limiter.wait()
     claim = lab.start()
 
-    submit.run(rt, claim.id, claim.lease)
+    submit.run(rt, [(claim.id, claim.lease)])
 
     view = lab.get(claim.id)
     assert (view.status, view.waits_for) == (Status.ACCEPTED, "the request rate")
@@ -156,9 +156,9 @@ def test_two_with_one_fingerprint_are_never_in_doubt_together(lab):
     first = lab.start(text_request(seed=5))
     second = admitted_all_the_same(lab, text_request("another prompt", seed=5))
     lab.sim.fault("submit", "delay_after", seconds=0.4, times=1)
-    with in_background(lambda: submit.run(lab.rt, first.id, first.lease)):
+    with in_background(lambda: submit.run(lab.rt, [(first.id, first.lease)])):
         lab.sim.wait(tasks=1)
-        submit.run(lab.rt, second, 1)
+        submit.run(lab.rt, [(second, 1)])
         blocked = lab.get(second)
         assert blocked.status is Status.ACCEPTED
         assert blocked.blocked_by == first.id
@@ -168,7 +168,7 @@ def test_two_with_one_fingerprint_are_never_in_doubt_together(lab):
     woken = lab.get(second)
     assert woken.blocked_by is None
     [claim] = lab.admit()
-    submit.run(lab.rt, claim.id, claim.lease)
+    submit.run(lab.rt, [(claim.id, claim.lease)])
     assert lab.get(second).status is Status.RUNNING
     lab.end_tasks()
 
@@ -194,9 +194,9 @@ def test_the_unique_index_is_the_last_word(lab):
     # The first keeps its fingerprint until the second has looked again.
     looked = threading.Event()
     holding = paused(slow, before_check=lambda: looked.wait(8))
-    with in_background(lambda: submit.run(holding, other.id, other.lease)):
+    with in_background(lambda: submit.run(holding, [(other.id, other.lease)])):
         assert committing.wait(10)
-        with in_background(lambda: submit.run(lab.rt, second, 1)):
+        with in_background(lambda: submit.run(lab.rt, [(second, 1)])):
             wait_for(lambda: lab.value("SELECT count(*) FROM pg_locks WHERE NOT granted") > 0)
             slow.engine.begin = engine_begin
             go_on.set()
@@ -216,7 +216,7 @@ def test_an_intent_beyond_its_age_is_not_sent(lab):
     engine = lab.rt.engine
     with engine.connect() as holder:
         holder.exec_driver_sql("LOCK TABLE submit_attempts IN ACCESS EXCLUSIVE MODE")
-        with in_background(lambda: submit.run(lab.rt, claim.id, claim.lease)):
+        with in_background(lambda: submit.run(lab.rt, [(claim.id, claim.lease)])):
             wait_for(lambda: lab.value("SELECT count(*) FROM pg_locks WHERE NOT granted") > 0)
             time.sleep(0.4)  # the age itself is what is tested
             holder.rollback()
@@ -235,7 +235,7 @@ def test_a_pause_between_intent_and_check_is_seen(lab):
     claim = lab.start()
     rt = paused(lab.make_runtime(send_budget=0.2), before_check=lambda: time.sleep(0.3))
 
-    submit.run(rt, claim.id, claim.lease)
+    submit.run(rt, [(claim.id, claim.lease)])
 
     assert lab.outcomes(claim.id) == ["not_sent"]
     assert lab.posts == 0
@@ -251,7 +251,7 @@ def test_a_pause_beyond_the_lease_sends_nothing(lab):
         assert lab.resolve(claim.id) is Outcome.ABSENT
         assert lab.send_again(claim.id).status is Status.RUNNING
 
-    submit.run(paused(lab.rt, before_check=meanwhile), claim.id, claim.lease)
+    submit.run(paused(lab.rt, before_check=meanwhile), [(claim.id, claim.lease)])
 
     assert lab.posts == 1
     assert lab.outcomes(claim.id) == ["not_sent", "submitted"]
@@ -270,7 +270,7 @@ def test_a_worker_that_wakes_finds_the_row_elsewhere(lab, stop):
         if stop == "let in again":
             lab.readmit(claim.id)
 
-    submit.run(paused(lab.rt, before_check=meanwhile), claim.id, claim.lease)
+    submit.run(paused(lab.rt, before_check=meanwhile), [(claim.id, claim.lease)])
 
     assert lab.posts == 0
     expected = {
@@ -293,7 +293,7 @@ def test_a_gate_that_closes_after_the_intent_stops_it(lab, gate):
     def close():
         lab.sql("INSERT INTO gates (name, closed_at, reason) VALUES (:n, now(), 'test')", n=gate)
 
-    submit.run(paused(lab.rt, before_check=close), claim.id, claim.lease)
+    submit.run(paused(lab.rt, before_check=close), [(claim.id, claim.lease)])
 
     assert lab.get(claim.id).status is Status.ACCEPTED
     assert lab.get(claim.id).waits_for == f"gate {gate}"
@@ -308,7 +308,7 @@ def test_frozen_between_check_and_write_it_is_flagged_and_never_silent(lab):
         assert lab.resolve(claim.id) is Outcome.ABSENT
         assert lab.send_again(claim.id).status is Status.RUNNING
 
-    submit.run(paused(lab.rt, after_check=meanwhile), claim.id, claim.lease)
+    submit.run(paused(lab.rt, after_check=meanwhile), [(claim.id, claim.lease)])
 
     assert lab.posts == 2
     lab.second = 1
@@ -326,7 +326,7 @@ def test_frozen_between_check_and_write_but_not_yet_sent_again_it_counts(lab):
     def meanwhile():
         assert lab.resolve(claim.id) is Outcome.ABSENT
 
-    submit.run(paused(lab.rt, after_check=meanwhile), claim.id, claim.lease)
+    submit.run(paused(lab.rt, after_check=meanwhile), [(claim.id, claim.lease)])
 
     assert lab.get(claim.id).status is Status.RUNNING
     assert lab.outcomes(claim.id) == ["submitted"]
@@ -339,8 +339,8 @@ def test_frozen_between_check_and_write_but_not_yet_sent_again_it_counts(lab):
 
 def test_the_same_message_twice_is_one_post(lab):
     claim = lab.start()
-    submit.run(lab.rt, claim.id, claim.lease)
-    submit.run(lab.rt, claim.id, claim.lease)
+    submit.run(lab.rt, [(claim.id, claim.lease)])
+    submit.run(lab.rt, [(claim.id, claim.lease)])
     assert lab.posts == 1
     assert lab.history(claim.id) == ["accept", "admit", "intend", "submit"]
 
@@ -353,7 +353,7 @@ def test_the_same_message_to_two_workers_at_once_is_one_post(lab):
 
         def work(rt, claim=claim, start=start):
             start.wait(10)
-            submit.run(rt, claim.id, claim.lease)
+            submit.run(rt, [(claim.id, claim.lease)])
 
         with in_background(lambda work=work: work(lab.rt)):
             work(other)
@@ -364,26 +364,26 @@ def test_the_same_message_to_two_workers_at_once_is_one_post(lab):
 @pytest.mark.parametrize("lease", [-1, 0, 2, 10**12])
 def test_a_message_of_another_lease_does_nothing(lab, lease):
     claim = lab.start()
-    submit.run(lab.rt, claim.id, lease)
+    submit.run(lab.rt, [(claim.id, lease)])
     assert lab.posts == 0
     assert lab.get(claim.id).status is Status.UPLOADING
 
 
 def test_a_message_for_nobody_does_nothing(lab):
-    submit.run(lab.rt, uuid.uuid4(), 1)
+    submit.run(lab.rt, [(uuid.uuid4(), 1)])
     assert lab.posts == 0
 
 
 def test_an_old_message_after_the_row_was_put_back_does_nothing(lab):
     claim = lab.start()
     lab.sql("INSERT INTO gates (name, closed_at, reason) VALUES ('api_key', now(), 'test')")
-    submit.run(lab.rt, claim.id, claim.lease)
+    submit.run(lab.rt, [(claim.id, claim.lease)])
     lab.open_gates()
     again = lab.readmit(claim.id)
 
-    submit.run(lab.rt, claim.id, claim.lease)
+    submit.run(lab.rt, [(claim.id, claim.lease)])
     assert lab.posts == 0
-    submit.run(lab.rt, again.id, again.lease)
+    submit.run(lab.rt, [(again.id, again.lease)])
     assert lab.posts == 1
 
 
@@ -402,7 +402,7 @@ def test_a_commit_that_fails_sends_nothing(lab):
     )
     claim = lab.start()
     with pytest.raises(DBAPIError):
-        submit.run(lab.rt, claim.id, claim.lease)
+        submit.run(lab.rt, [(claim.id, claim.lease)])
     lab.sql("DROP TRIGGER die ON submit_attempts")
 
     assert lab.posts == 0
@@ -419,7 +419,7 @@ def test_a_commit_of_unknown_outcome_sends_nothing(lab):
         claim = lab.start()
         arm("INSERT INTO submit_attempts")
         with pytest.raises(DBAPIError):
-            submit.run(rt, claim.id, claim.lease)
+            submit.run(rt, [(claim.id, claim.lease)])
 
     assert lab.get(claim.id).status is Status.SUBMITTING
     assert lab.posts == 0
@@ -444,7 +444,7 @@ def test_an_answer_outlives_an_outage_of_the_database(lab, postgres, caplog):
             )
 
     with in_background(
-        lambda: submit.run(paused(lab.rt, after_check=outage), claim.id, claim.lease)
+        lambda: submit.run(paused(lab.rt, after_check=outage), [(claim.id, claim.lease)])
     ):
         wait_for(lambda: "a result can't be written" in caplog.text)
         assert lab.posts == 1
@@ -463,7 +463,7 @@ def test_a_post_that_breaks_in_the_worker_is_in_doubt(lab):
 
     claim = lab.start()
     with pytest.raises(RuntimeError):
-        submit.run(paused(lab.rt, after_check=bug), claim.id, claim.lease)
+        submit.run(paused(lab.rt, after_check=bug), [(claim.id, claim.lease)])
 
     assert lab.get(claim.id).status is Status.UNCERTAIN
     assert lab.resolve(claim.id) is Outcome.ABSENT
@@ -490,7 +490,7 @@ def test_a_refusal_that_names_a_task_is_none(lab):
                 task_id=answer.task_id,
             )
 
-    submit.run(replace(lab.rt, client=Contradicts()), claim.id, claim.lease)
+    submit.run(replace(lab.rt, client=Contradicts()), [(claim.id, claim.lease)])
 
     assert lab.get(claim.id).status is Status.UNCERTAIN
     assert lab.resolve(claim.id) is Outcome.ADOPTED
@@ -519,7 +519,7 @@ def test_a_late_answer_after_the_lease_was_lost(lab, meanwhile):
             return answer
 
     slow = replace(lab.rt, client=Late())
-    with in_background(lambda: submit.run(slow, claim.id, claim.lease)):
+    with in_background(lambda: submit.run(slow, [(claim.id, claim.lease)])):
         assert answered.wait(10)
         if meanwhile == "uncertain":
             lab.run(lab.claim(claim.id))  # its lease has ended; not settled yet

@@ -82,7 +82,7 @@ NAMED = {
     ),
     "intend": Named(
         lambda c, i, f: transitions.intend(
-            c, i, f.lease, attempt=3, fingerprint="f", settle_seconds=90
+            c, [transitions.Intending(i, f.lease, 3, "f")], settle_seconds=90
         ),
         every(Event.INTEND),
         "lease",
@@ -104,12 +104,16 @@ NAMED = {
     "submitted": Named(
         lambda c, i, f: transitions.submitted(
             c,
-            i,
-            f.attempt,
-            remote_task_id=f"t-{i}",
-            remote_status="pending",
-            credit_cost=9,
-            poll_seconds=5,
+            [
+                transitions.Answered(
+                    i,
+                    f.attempt,
+                    remote_task_id=f"t-{i}",
+                    remote_status="pending",
+                    credit_cost=9,
+                    look_in=5,
+                )
+            ],
         ),
         every(Event.SUBMIT),
         "attempt",
@@ -268,7 +272,7 @@ def test_a_stale_caller_changes_nothing(conn, name):
         for stale in STALE[named.fenced or ""]:
             generation_id = row(conn, status, named)
             before = image(conn, generation_id)
-            assert named.call(conn, generation_id, stale) is None
+            assert not named.call(conn, generation_id, stale)
             after = image(conn, generation_id)
             if name.startswith("not_sent"):  # it is sure of its attempt all the same
                 assert after[:2] == before[:2]
@@ -390,7 +394,7 @@ def test_a_wish_to_cancel_makes_a_submitted_task_due_at_once(conn):
 
 def test_an_intent_is_refused_once_cancel_is_asked(conn):
     generation_id = make(conn, S.UPLOADING, cancel_requested_at=func.now())
-    assert NAMED["intend"].call(conn, generation_id, FENCE) is None
+    assert not NAMED["intend"].call(conn, generation_id, FENCE)
 
 
 def test_only_a_completed_task_is_charged(conn):

@@ -3,12 +3,24 @@
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, false, func, select, update
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Engine,
+    Uuid,
+    bindparam,
+    column,
+    false,
+    func,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from structlog.contextvars import bind_contextvars
@@ -20,7 +32,7 @@ from models.gates import GateName
 from models.lifecycle import Observation
 from models.schedule import backoff
 from models.tables import Generation
-from models.transitions import in_seconds
+from models.transitions import LOCK_ORDER, in_seconds
 from worker import tracing
 from worker.runtime import Runtime
 
@@ -62,46 +74,89 @@ def begin(engine: Engine, generation_id: uuid.UUID, lease: int) -> Row | None:
 
     A message that is lost counts nothing; a worker that dies leaves the count behind.
     """
+    rows = begin_many(engine, [(generation_id, lease)])
+    return rows[0] if rows else None
+
+
+def begin_many(engine: Engine, claims: Sequence[tuple[uuid.UUID, int]]) -> list[Row]:
+    """Start on several at once, as `begin` does: those that are still claimed, in their order."""
     with engine.begin() as conn:
-        tracing.works_on(conn, [generation_id])
-        count_try(conn, generation_id, lease)
-        return load(conn, generation_id, lease)
+        tracing.works_on(conn, [generation_id for generation_id, _ in claims])
+        found = {row.id: row for row in conn.execute(_COUNT_TRY, _parameter(claims))}
+    rows = []
+    for generation_id, lease in claims:
+        if generation_id in found:
+            rows.append(_row(found[generation_id]))
+        else:
+            log.debug("generation %s: the message with lease %s is stale", generation_id, lease)
+    if len(rows) == 1:
+        of = found[rows[0].id]
+        bind_contextvars(attempt=of.attempt, remote_task=of.remote_task_id)
+    return rows
+
+
+_CLAIMED = (
+    func.jsonb_to_recordset(bindparam("claims", type_=JSONB))
+    .table_valued(column("id", Uuid), column("lease", BigInteger), name="claimed")
+    .render_derived(with_types=True)
+)
+
+
+def _parameter(claims: Sequence[tuple[uuid.UUID, int]]) -> dict[str, Any]:
+    return {"claims": [{"id": str(one), "lease": lease} for one, lease in claims]}
+
+
+_COLUMNS = (
+    g.id,
+    g.lease,
+    g.status,
+    g.request,
+    g.content,
+    g.estimated_cost,
+    g.remote_task_id,
+    g.cancel_requested_at.is_not(None).label("cancel_wished"),
+    g.cancel_sent_at.is_not(None).label("cancel_sent"),
+    func.coalesce(g.deadline_at <= func.now(), false()).label("overdue"),
+    func.coalesce(func.extract("epoch", func.now() - g.submitted_at), 0).label("ago"),
+    g.polls,
+    g.failures,
+    g.attention,
+    g.attempt,
+)
+
+_LOCKED = (
+    select(g.id)
+    .where(g.id == _CLAIMED.c.id, g.lease == _CLAIMED.c.lease, g.finished_at.is_(None))
+    .order_by(*LOCK_ORDER)
+    .with_for_update(of=table_of(Generation))
+    .cte("locked")
+)
+
+_COUNT_TRY = (
+    update(table_of(Generation))
+    .where(g.id == _LOCKED.c.id)
+    .values(tries=func.least(g.tries + 1, MOST_TRIES))
+    .returning(*_COLUMNS)
+)
 
 
 def count_try(conn: Connection, generation_id: uuid.UUID, lease: int) -> None:
     """Somebody begins to work on it."""
-    conn.execute(
-        update(Generation)
-        .where(g.id == generation_id, g.lease == lease, g.finished_at.is_(None))
-        .values(tries=func.least(g.tries + 1, MOST_TRIES))
-    )
+    conn.execute(_COUNT_TRY, _parameter([(generation_id, lease)]))
+
+
+_LOAD = select(*_COLUMNS).where(
+    g.id == bindparam("of_id"), g.lease == bindparam("held"), g.finished_at.is_(None)
+)
 
 
 def load(conn: Connection, generation_id: uuid.UUID, lease: int) -> Row | None:
-    """The row, if it is still claimed under this lease; a stale message finds nothing."""
-    r = conn.execute(
-        select(
-            g.id,
-            g.lease,
-            g.status,
-            g.request,
-            g.content,
-            g.estimated_cost,
-            g.remote_task_id,
-            g.cancel_requested_at.is_not(None).label("cancel_wished"),
-            g.cancel_sent_at.is_not(None).label("cancel_sent"),
-            func.coalesce(g.deadline_at <= func.now(), false()).label("overdue"),
-            func.coalesce(func.extract("epoch", func.now() - g.submitted_at), 0).label("ago"),
-            g.polls,
-            g.failures,
-            g.attention,
-            g.attempt,
-        ).where(g.id == generation_id, g.lease == lease, g.finished_at.is_(None))
-    ).one_or_none()
-    if r is None:
-        log.debug("generation %s: the message with lease %s is stale", generation_id, lease)
-        return None
-    bind_contextvars(attempt=r.attempt, remote_task=r.remote_task_id)
+    """The row, if it is still claimed under this lease."""
+    r = conn.execute(_LOAD, {"of_id": generation_id, "held": lease}).one_or_none()
+    return None if r is None else _row(r)
+
+
+def _row(r: Any) -> Row:
     return Row(
         r.id,
         r.lease,

@@ -1,17 +1,24 @@
 """Submit: an intent, then one POST, then its outcome (protocol.md, "Intent" to "Answers")."""
 
 import logging
+import math
+import time
 import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from structlog.contextvars import bind_contextvars
 
 from api_client import ApiError, Disposition, GenerationRequest, NotSent, Submitted
 from models import callbacks, decisions, gates, schedule, submission, transitions, watch
 from models.callbacks import Address
 from models.lifecycle import TOO_MANY, Status
-from models.submission import Held, Intent
+from models.submission import Held, Intent, Wanted
+from models.transitions import Answered
 from worker import callback_address
 from worker.crash_points import reached
 from worker.limiter import NoTokenError
@@ -30,106 +37,202 @@ class TooLateError(Exception):
     """Raised just before the write: the POST must not be sent any more. Nothing was written."""
 
 
-def run(rt: Runtime, generation_id: uuid.UUID, lease: int) -> None:
-    """Submit a generation that is `uploading` with all its references in place."""
-    row = common.begin(rt.engine, generation_id, lease)
-    if row is not None and row.status == Status.UPLOADING:
-        submit(rt, row)
+def run(rt: Runtime, claims: Sequence[tuple[uuid.UUID, int]]) -> None:
+    """Submit generations that are `uploading` with all their references in place.
+
+    `claims`: id and lease of each. One after another, as this is one thread; what is written about
+    them before and after the POSTs is written together where POSTs are quick.
+    """
+    rows = common.begin_many(rt.engine, claims)
+    submit(rt, [row for row in rows if row.status == Status.UPLOADING])
 
 
-def submit(rt: Runtime, row: common.Row) -> None:
-    """Submit a generation that this process has begun to work on."""
-    generation_id, lease = row.id, row.lease
-    # The token comes before the intent: nothing that can block may stand after it.
-    try:
-        rt.limiter.wait("submit", timeout=min(5.0, rt.settings.lease / 4))
-    except NoTokenError:
-        with rt.engine.begin() as conn:
-            transitions.put_back(
-                conn, generation_id, lease, waits_for="the request rate", seconds=1.0
-            )
-        return
+def submit(rt: Runtime, rows: Sequence[common.Row]) -> None:
+    """Submit generations that this process has begun to work on."""
+    until = time.monotonic() + min(5.0, rt.settings.lease / 4)
+    left = list(rows)
+    while left:
+        # The tokens come before the intents: nothing that can block may stand after those.
+        try:
+            rt.limiter.wait("submit", timeout=max(0.0, until - time.monotonic()))
+        except NoTokenError:
+            for row in left:
+                with rt.engine.begin() as conn:
+                    transitions.put_back(
+                        conn, row.id, row.lease, waits_for="the request rate", seconds=1.0
+                    )
+            return
+        count = 1 + rt.limiter.more(min(rt.pace.at_once, len(left)) - 1)
+        _submit(rt, left[:count])
+        del left[:count]
 
+
+def _submit(rt: Runtime, rows: Sequence[common.Row]) -> None:
     rt.usual.exchange(rt.engine)
+    requests = {row.id: _request(row) for row in rows}
     reached("submit.before_intent")
     started = waking_clock()
-    secret = callback_address.draw(rt.settings, row.request)
-    intent = _intend(rt, generation_id, lease, secret)
-    if intent is None:
+    secrets = {row.id: callback_address.draw(rt.settings, row.request) for row in rows}
+    intents = _intend(rt, rows, secrets)
+    if not intents:
         return
-    bind_contextvars(attempt=intent.attempt)
     reached("submit.after_intent")
-    content = row.content if row.content is not None else row.request["content"]
-    body = {**row.request, "content": content, "seed": intent.seed}
-    if secret is not None:
-        to = Address(generation_id, intent.attempt, secret)
-        body["callback_url"] = callback_address.url(rt.settings, to)
-    request = GenerationRequest.model_validate(body)
-    _post(rt, intent, request, started)
+    sending = _Sending(rt, intents, started)
+    try:
+        for intent in intents:
+            bind_contextvars(
+                generation=str(intent.generation_id), attempt=intent.attempt, remote_task=None
+            )
+            its: dict[str, Any] = {"seed": intent.seed}
+            secret = secrets[intent.generation_id]
+            if secret is not None:
+                to = Address(intent.generation_id, intent.attempt, secret)
+                its["callback_url"] = callback_address.url(rt.settings, to)
+            sending.post(intent, requests[intent.generation_id].model_copy(update=its))
+    finally:
+        sending.end()
     reached("submit.after_result")
 
 
-def _intend(rt: Runtime, generation_id: uuid.UUID, lease: int, secret: str | None) -> Intent | None:
-    """The committed intent, or None if there is none. A COMMIT that fails raises: no POST."""
+def _request(row: common.Row) -> GenerationRequest:
+    content = row.content if row.content is not None else row.request["content"]
+    return GenerationRequest.model_validate({**row.request, "content": content})
 
-    def begin() -> Intent | Held:
-        digest = None if secret is None else callbacks.digest(secret)
+
+def _intend(
+    rt: Runtime, rows: Sequence[common.Row], secrets: Mapping[uuid.UUID, str | None]
+) -> list[Intent]:
+    """The committed intents, in order. A COMMIT that fails raises: no POST."""
+    wanted = [
+        Wanted(row.id, row.lease, None if secret is None else callbacks.digest(secret))
+        for row in rows
+        for secret in [secrets[row.id]]
+    ]
+
+    def begin(one: Wanted) -> Intent | Held:
         with rt.engine.begin() as conn:
-            return submission.begin(
-                conn, generation_id, lease, rt.settings.timing, callback_digest=digest
-            )
+            return submission.begin(conn, one, rt.settings.timing)
 
     try:
-        result = begin()
+        with rt.engine.begin() as conn:
+            free = submission.begin_free(conn, wanted, rt.settings.timing)
+        intents = {intent.generation_id: intent for intent in free}
     except IntegrityError:
-        # An equal generation took the fingerprint (or by chance the seed) in the same moment:
-        # the second look finds it, and waits for it.
-        result = begin()
-    if isinstance(result, Held):
-        log.info("generation %s is not submitted: %s", generation_id, result.why)
-        return None
-    return result
-
-
-def _post(rt: Runtime, intent: Intent, request: GenerationRequest, started: float) -> None:
-    def check() -> None:
-        """Runs on an open connection, directly before the first byte."""
+        intents = {}  # one of the seeds was drawn elsewhere in the same moment
+    for one in wanted:
+        if one.generation_id in intents:
+            continue
         try:
-            with rt.engine.connect() as conn:
-                obstacle = submission.may_still_send(conn, intent)
-        except SQLAlchemyError as error:
-            raise TooLateError(f"it can't be checked: {type(error).__name__}") from error
+            result = begin(one)
+        except IntegrityError:
+            # An equal generation took the fingerprint (or by chance the seed) in the same moment:
+            # the second look finds it, and waits for it.
+            result = begin(one)
+        if isinstance(result, Held):
+            log.info("generation %s is not submitted: %s", one.generation_id, result.why)
+        else:
+            intents[one.generation_id] = result
+    return [intents[row.id] for row in rows if row.id in intents]
+
+
+CHECK_HOLDS = 0.05
+"""Seconds for which what was read just before one POST holds for the next ones."""
+
+RECORD_WITHIN = 0.05
+"""Seconds for which an answer waits for others, to be recorded with them."""
+
+
+class _Sending:
+    """The POSTs of intents that were committed together."""
+
+    def __init__(self, rt: Runtime, intents: Sequence[Intent], started: float) -> None:
+        """`started`: when `waking_clock` was read, before the intents' transaction."""
+        self._rt = rt
+        self._left = list(intents)
+        self._started = started
+        self._obstacles: Mapping[uuid.UUID, str] = {}
+        self._checked = -math.inf
+        self._answered: list[tuple[Intent, Submitted]] = []
+        self._oldest = math.inf
+
+    def post(self, intent: Intent, request: GenerationRequest) -> None:
+        """Send it, once, and see to what comes back. `intent` is the next one."""
+        rt = self._rt
+        sent = time.monotonic()
+        try:
+            answer = rt.client.submit(
+                request, before_send=partial(self._check, intent), retry=False, throttled=True
+            )
+        except TooLateError as late:
+            self._left.remove(intent)
+            log.warning("generation %s is not sent: %s", intent.generation_id, late)
+            _not_sent(rt, intent, str(late), seconds=1.0)
+        except NotSent as error:
+            self._left.remove(intent)
+            log.warning("generation %s is not sent: %s", intent.generation_id, error)
+            self._look_again()
+            waits_for = common.hold(rt, error)
+            _not_sent(rt, intent, waits_for, seconds=2.0)
+        except ApiError as error:
+            reached("submit.after_post")
+            self._left.remove(intent)
+            self._look_again()
+            _refused(rt, intent, error)
+        except Exception as error:
+            self._left.remove(intent)
+            why = f"{type(error).__name__} in the worker"
+            # Whatever it was, the POST may have been written.
+            common.surely(
+                rt.engine,
+                lambda conn: _doubt(conn, intent, why, None),
+                within=rt.settings.lease,
+            )
+            raise
+        else:
+            reached("submit.after_post")
+            self._left.remove(intent)
+            now = time.monotonic()
+            rt.pace.took(now - sent)
+            self._answered.append((intent, answer))
+            self._oldest = min(self._oldest, now)
+            if now - self._oldest > RECORD_WITHIN:
+                self._record()
+
+    def end(self) -> None:
+        """Record what is left to record; what was not come to is certainly not sent."""
+        try:
+            self._record()
+        finally:
+            for intent in self._left:
+                _not_sent(self._rt, intent, "the worker failed at another one", seconds=1.0)
+
+    def _check(self, intent: Intent) -> None:
+        """Runs on an open connection, directly before the first byte."""
+        settings = self._rt.settings
+        now = waking_clock()
+        if now - self._checked > CHECK_HOLDS:
+            try:
+                with self._rt.engine.connect() as conn:
+                    self._obstacles = submission.may_still_send(conn, self._left)
+            except SQLAlchemyError as error:
+                raise TooLateError(f"it can't be checked: {type(error).__name__}") from error
+            self._checked = now
+        obstacle = self._obstacles.get(intent.generation_id)
         if obstacle is not None:
             raise TooLateError(obstacle)
-        age = waking_clock() - started
-        if decisions.too_old(age, send_budget=rt.settings.send_budget):
+        age = waking_clock() - self._started
+        if decisions.too_old(age, send_budget=settings.send_budget):
             raise TooLateError(f"the intent is {age:.1f} s old")
         reached("submit.after_check")
 
-    try:
-        answer = rt.client.submit(request, before_send=check, retry=False, throttled=True)
-    except TooLateError as late:
-        log.warning("generation %s is not sent: %s", intent.generation_id, late)
-        _not_sent(rt, intent, str(late), seconds=1.0)
-    except NotSent as error:
-        log.warning("generation %s is not sent: %s", intent.generation_id, error)
-        waits_for = common.hold(rt, error)
-        _not_sent(rt, intent, waits_for, seconds=2.0)
-    except ApiError as error:
-        reached("submit.after_post")
-        _refused(rt, intent, error)
-    except Exception as error:
-        why = f"{type(error).__name__} in the worker"
-        # Whatever it was, the POST may have been written.
-        common.surely(
-            rt.engine,
-            lambda conn: _doubt(conn, intent, why, None),
-            within=rt.settings.lease,
-        )
-        raise
-    else:
-        reached("submit.after_post")
-        record_answer(rt, intent, answer)
+    def _look_again(self) -> None:
+        """What was read holds no longer: a gate may be closed by what just came back."""
+        self._checked = -math.inf
+
+    def _record(self) -> None:
+        answered, self._answered, self._oldest = self._answered, [], math.inf
+        if answered:
+            record_answers(self._rt, answered)
 
 
 def _not_sent(rt: Runtime, intent: Intent, why: str, *, seconds: float) -> None:
@@ -142,28 +245,51 @@ def _not_sent(rt: Runtime, intent: Intent, why: str, *, seconds: float) -> None:
     )
 
 
-def record_answer(rt: Runtime, intent: Intent, answer: Submitted) -> None:
-    """The answer named the task: follow it, or flag it where another is followed already."""
-    bind_contextvars(remote_task=answer.task_id)
+def record_answers(rt: Runtime, answered: Sequence[tuple[Intent, Submitted]]) -> None:
+    """The answers named the tasks: follow each, or flag it where another is followed already."""
 
     def write(conn: Connection) -> None:
-        moved = transitions.submitted(
-            conn,
-            intent.generation_id,
-            intent.attempt,
-            remote_task_id=answer.task_id,
-            remote_status=answer.status,
-            credit_cost=answer.credit_cost,
-            poll_seconds=rt.usual.first_look(
-                intent.kind,
-                otherwise=schedule.poll_delay(
-                    0, shortest=rt.settings.poll_min, longest=rt.settings.poll_max
+        _write_answers(rt, conn, answered)
+
+    try:
+        common.surely(rt.engine, write, within=rt.settings.lease)
+    except DBAPIError as error:
+        # One that the tables refuse must not take the others with it.
+        if len(answered) == 1 or not common.refused_as_data(error):
+            raise
+        with ExitStack() as each:
+            for one in reversed(answered):  # the last that is put on goes first
+                each.callback(record_answers, rt, [one])
+
+
+def _write_answers(
+    rt: Runtime, conn: Connection, answered: Sequence[tuple[Intent, Submitted]]
+) -> None:
+    settings = rt.settings
+    moved = transitions.submitted(
+        conn,
+        [
+            Answered(
+                intent.generation_id,
+                intent.attempt,
+                remote_task_id=answer.task_id,
+                remote_status=answer.status,
+                credit_cost=answer.credit_cost,
+                look_in=rt.usual.first_look(
+                    intent.kind,
+                    otherwise=schedule.poll_delay(
+                        0, shortest=settings.poll_min, longest=settings.poll_max
+                    ),
                 ),
-            ),
-        )
-        if rt.settings.public_url:
-            callbacks.catch_up(conn, intent.generation_id, intent.attempt)
-        if moved is None and not _known(conn, answer.task_id):
+            )
+            for intent, answer in answered
+        ],
+    )
+    if settings.public_url:
+        callbacks.catch_up(conn, [(one.generation_id, one.attempt) for one, _ in answered])
+    followed = {one.id for one in moved}
+    for intent, answer in answered:
+        if intent.generation_id not in followed and not _known(conn, answer.task_id):
             log.error(
                 "generation %s has a second remote task, %s, of attempt %d",
                 intent.generation_id,
@@ -179,8 +305,6 @@ def record_answer(rt: Runtime, intent: Intent, answer: Submitted) -> None:
                 credit_cost=answer.credit_cost,
                 seed=intent.seed,
             )
-
-    common.surely(rt.engine, write, within=rt.settings.lease)
 
 
 def _known(conn: Connection, task_id: str) -> bool:
@@ -251,4 +375,4 @@ def _in_trouble(rt: Runtime) -> bool:
 def _doubt(conn: Connection, intent: Intent, why: str, code: str | None) -> None:
     # due_at is settle_at already, from the intent; a callback tells sooner.
     transitions.doubt(conn, intent.generation_id, intent.attempt, why=why, code=code)
-    callbacks.catch_up(conn, intent.generation_id, intent.attempt)
+    callbacks.catch_up(conn, [(intent.generation_id, intent.attempt)])

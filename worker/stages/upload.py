@@ -85,7 +85,7 @@ def run(rt: Runtime, generation_id: uuid.UUID, lease: int) -> None:
         )
         row = common.load(conn, generation_id, lease)
     if row is not None:
-        submit.submit(rt, row)
+        submit.submit(rt, [row])
 
 
 class _Renewal:

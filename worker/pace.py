@@ -1,0 +1,30 @@
+"""How fast the provider takes submissions, as one process sees it."""
+
+WITHIN = 0.5
+"""Seconds in which all POSTs of one transaction's intents should have gone: an intent grows old."""
+
+MOST = 16
+"""Intents of one transaction, at most: so many may be in doubt when a worker dies."""
+
+_WEIGHT = 0.2
+
+
+class Pace:
+    """A running mean of how long a POST takes.
+
+    Where that is long each generation has its own transactions, and its own thread; where it is
+    milliseconds, the transactions are what costs, and are shared.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = WITHIN
+
+    def took(self, seconds: float) -> None:
+        """A POST was answered after so long."""
+        # Two threads at once may lose one of two samples.
+        self._seconds += _WEIGHT * (seconds - self._seconds)
+
+    @property
+    def at_once(self) -> int:
+        """How many one thread submits with one intent's transaction."""
+        return max(1, min(MOST, int(WITHIN / max(self._seconds, 1e-6))))
