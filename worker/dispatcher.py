@@ -370,12 +370,13 @@ class Dispatcher:
                 together[claim.stage].append(claim)
             else:
                 alone.append([claim])
-        # First over all threads, then several to each.
-        each = min(self._rt.pace.at_once, -(-len(together[Stage.SUBMIT]) // self._slots))
+        # Over all threads, where that is quicker; then several to each.
+        pace, spread = self._rt.pace, -(-len(together[Stage.SUBMIT]) // self._slots)
+        each = max(pace.least, min(pace.most, spread))
         return [
             *alone,
             *_in_parts(together[Stage.RESOLVE], RESOLVE_BATCH),
-            *_in_parts(together[Stage.SUBMIT], max(1, each)),
+            *_in_parts(together[Stage.SUBMIT], each),
         ]
 
 

@@ -3,6 +3,9 @@
 WITHIN = 0.5
 """Seconds in which all POSTs of one transaction's intents should have gone: an intent grows old."""
 
+AT_ONCE = 0.1
+"""Seconds of POSTs for which no further thread is worth its message and transactions."""
+
 MOST = 16
 """Intents of one transaction, at most: so many may be in doubt when a worker dies."""
 
@@ -25,6 +28,14 @@ class Pace:
         self._seconds += _WEIGHT * (seconds - self._seconds)
 
     @property
-    def at_once(self) -> int:
-        """How many one thread submits with one intent's transaction."""
-        return max(1, min(MOST, int(WITHIN / max(self._seconds, 1e-6))))
+    def most(self) -> int:
+        """How many one thread submits, at most, with one transaction of intents."""
+        return self._in(WITHIN)
+
+    @property
+    def least(self) -> int:
+        """How many are given to one thread though others are free."""
+        return self._in(AT_ONCE)
+
+    def _in(self, seconds: float) -> int:
+        return max(1, min(MOST, int(seconds / max(self._seconds, 1e-6))))

@@ -109,6 +109,37 @@ def test_those_that_something_stands_in_the_way_of_are_looked_at_each(lab):
         lab.complete(generation_id)
 
 
+def test_a_learned_limit_holds_for_a_message_of_several(lab):
+    ids, claims = begin(lab, *cats(4))
+    lab.sql(
+        "INSERT INTO learned_limits (name, value, refused, pause) VALUES ('in_flight', 2, 3, 30)"
+    )
+
+    submit.run(lab.rt, claims)
+
+    assert statuses(lab, ids) == [*[Status.RUNNING] * 2, *[Status.ACCEPTED] * 2]
+    assert "a free slot" in lab.get(ids[3]).waits_for
+    for generation_id in ids[:2]:
+        lab.complete(generation_id)
+
+
+def test_a_second_attempt_is_looked_at_by_itself(lab):
+    """Of its first one a callback came: it has a task, so it is not sent again."""
+    again = lab.in_doubt(kind="drop_before")
+    lab.resolve(again)
+    claim = lab.readmit(again)
+    [other], [fresh] = begin(lab, *cats(1))
+    lab.sql("UPDATE submit_attempts SET callback_at = now()")
+    before = lab.posts
+
+    submit.run(lab.rt, [(claim.id, claim.lease), fresh])
+
+    assert lab.posts == before + 1
+    assert statuses(lab, [again, other]) == [Status.ACCEPTED, Status.RUNNING]
+    assert "called back" in lab.get(again).attention
+    lab.complete(other)
+
+
 def test_the_same_message_twice_submits_nothing_again(lab):
     ids, claims = begin(lab, *cats(4))
     submit.run(lab.rt, claims)
@@ -286,7 +317,7 @@ def test_a_paused_check_is_one_of_the_whole_message(lab):
 
 def test_slow_posts_go_by_themselves(lab):
     rt = lab.make_runtime()
-    assert rt.pace.at_once == 1
+    assert rt.pace.most == 1
     ids, claims = begin(lab, *cats(3))
     submit.run(rt, claims)
     assert lab.value("SELECT count(DISTINCT started_at) FROM submit_attempts") > 1

@@ -374,7 +374,7 @@ def test_of_eight_ends_at_once_one_wins(engine):
 
 def test_a_late_answer_counts_after_the_lease_was_lost(conn):
     generation_id = make(conn, S.UNCERTAIN, lease=99, attempt=1)
-    moved = NAMED["submitted"].call(conn, generation_id, Fence(7, 1))
+    [moved] = NAMED["submitted"].call(conn, generation_id, Fence(7, 1))
     assert moved.status is S.RUNNING
     assert attempts(conn, generation_id) == [(1, "submitted")]
 

@@ -30,7 +30,7 @@ class Store:
         self.answers = list(answers)
         self.asked = 0
 
-    def hit(self, item: object, key: str) -> bool:
+    def hit(self, item: object, key: str, cost: int = 1) -> bool:
         self.asked += 1
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, Exception):
@@ -50,6 +50,16 @@ def with_store(monkeypatch, clock: Clock, store: Store, rate: str = "1/hour") ->
 
 def local(clock: Clock, rate: str) -> Limiter:
     return Limiter(rate, "amqp://not-redis", clock=clock, sleep=clock.sleep)
+
+
+def test_more_takes_what_there_is_and_does_not_wait(clock):
+    limit = local(clock, "5/hour")
+    limit.wait(timeout=0)
+    assert limit.more(0) == 0
+    assert limit.more(3) == 3
+    assert limit.more(3) == 1
+    assert limit.more(3) == 0
+    assert clock.naps == []
 
 
 def test_tokens_up_to_the_rate_come_at_once(clock):

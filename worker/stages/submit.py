@@ -62,7 +62,7 @@ def submit(rt: Runtime, rows: Sequence[common.Row]) -> None:
                         conn, row.id, row.lease, waits_for="the request rate", seconds=1.0
                     )
             return
-        count = 1 + rt.limiter.more(min(rt.pace.at_once, len(left)) - 1)
+        count = 1 + rt.limiter.more(min(rt.pace.most, len(left)) - 1)
         _submit(rt, left[:count])
         del left[:count]
 
@@ -89,8 +89,10 @@ def _submit(rt: Runtime, rows: Sequence[common.Row]) -> None:
                 to = Address(intent.generation_id, intent.attempt, secret)
                 its["callback_url"] = callback_address.url(rt.settings, to)
             sending.post(intent, requests[intent.generation_id].model_copy(update=its))
-    finally:
-        sending.end()
+    except Exception:
+        sending.give_up()
+        raise
+    sending.end()
     reached("submit.after_result")
 
 
@@ -148,7 +150,8 @@ class _Sending:
     def __init__(self, rt: Runtime, intents: Sequence[Intent], started: float) -> None:
         """`started`: when `waking_clock` was read, before the intents' transaction."""
         self._rt = rt
-        self._left = list(intents)
+        self._unsent = list(intents)
+        """Those that nothing was begun of."""
         self._started = started
         self._obstacles: Mapping[uuid.UUID, str] = {}
         self._checked = -math.inf
@@ -158,28 +161,25 @@ class _Sending:
     def post(self, intent: Intent, request: GenerationRequest) -> None:
         """Send it, once, and see to what comes back. `intent` is the next one."""
         rt = self._rt
+        self._unsent.remove(intent)
         sent = time.monotonic()
         try:
             answer = rt.client.submit(
                 request, before_send=partial(self._check, intent), retry=False, throttled=True
             )
         except TooLateError as late:
-            self._left.remove(intent)
             log.warning("generation %s is not sent: %s", intent.generation_id, late)
             _not_sent(rt, intent, str(late), seconds=1.0)
         except NotSent as error:
-            self._left.remove(intent)
             log.warning("generation %s is not sent: %s", intent.generation_id, error)
             self._look_again()
             waits_for = common.hold(rt, error)
             _not_sent(rt, intent, waits_for, seconds=2.0)
         except ApiError as error:
             reached("submit.after_post")
-            self._left.remove(intent)
             self._look_again()
             _refused(rt, intent, error)
         except Exception as error:
-            self._left.remove(intent)
             why = f"{type(error).__name__} in the worker"
             # Whatever it was, the POST may have been written.
             common.surely(
@@ -190,7 +190,6 @@ class _Sending:
             raise
         else:
             reached("submit.after_post")
-            self._left.remove(intent)
             now = time.monotonic()
             rt.pace.took(now - sent)
             self._answered.append((intent, answer))
@@ -199,11 +198,15 @@ class _Sending:
                 self._record()
 
     def end(self) -> None:
-        """Record what is left to record; what was not come to is certainly not sent."""
+        """Record what is left to record."""
+        self._record()
+
+    def give_up(self) -> None:
+        """Record what is left to record; what was not begun is certainly not sent."""
         try:
             self._record()
         finally:
-            for intent in self._left:
+            for intent in self._unsent:
                 _not_sent(self._rt, intent, "the worker failed at another one", seconds=1.0)
 
     def _check(self, intent: Intent) -> None:
@@ -213,7 +216,7 @@ class _Sending:
         if now - self._checked > CHECK_HOLDS:
             try:
                 with self._rt.engine.connect() as conn:
-                    self._obstacles = submission.may_still_send(conn, self._left)
+                    self._obstacles = submission.may_still_send(conn, [intent, *self._unsent])
             except SQLAlchemyError as error:
                 raise TooLateError(f"it can't be checked: {type(error).__name__}") from error
             self._checked = now

@@ -91,8 +91,8 @@ PROTECTIONS = (
         (
             Edit(
                 SUBMIT,
-                "if moved is None and not _known(conn, answer.task_id):",
-                "if moved is None and not answer.task_id:",
+                "not in followed and not _known(conn, answer.task_id):",
+                "not in followed and not answer.task_id:",
             ),
         ),
         (
@@ -106,8 +106,8 @@ PROTECTIONS = (
         (
             Edit(
                 "models/transitions/answers.py",
-                "            or_(a.outcome.is_(None), a.outcome.in_(OPEN_OUTCOMES)),\n",
-                "            or_(a.outcome.is_(None), a.outcome.is_not(None)),\n",
+                "    return or_(a.outcome.is_(None), a.outcome.in_(OPEN_OUTCOMES))\n",
+                "    return or_(a.outcome.is_(None), a.outcome.is_not(None))\n",
             ),
         ),
         (f"{MOVES}::test_a_definite_outcome_is_never_overwritten",),

@@ -70,8 +70,8 @@ PROTECTIONS = (
         (
             Edit(
                 "worker/stages/submit.py",
-                '{**row.request, "content": content, "seed": intent.seed}',
-                '{**row.request, "content": content, "seed": intent.seed ^ 1}',
+                '{"seed": intent.seed}',
+                '{"seed": intent.seed ^ 1}',
             ),
         ),
         (f"{DEATH}[submit.after_post]",),
@@ -82,8 +82,8 @@ PROTECTIONS = (
         (
             Edit(
                 "models/transitions/answers.py",
-                '        "look_in": timedelta(seconds=poll_seconds),\n',
-                '        "look_in": timedelta(seconds=10**7),\n',
+                '        "look_in": answer.look_in,\n',
+                '        "look_in": 10.0**7,\n',
             ),
         ),
         (f"{DEATH}[submit.after_result]",),
@@ -164,8 +164,8 @@ PROTECTIONS = (
         (
             Edit(
                 "worker/stages/submit.py",
-                "if moved is None and not _known(conn, answer.task_id):",
-                "if moved is None and not answer.task_id:",
+                "not in followed and not _known(conn, answer.task_id):",
+                "not in followed and not answer.task_id:",
             ),
         ),
         (f"{STOPPED}::test_stopped_between_check_and_write_the_second_task_is_flagged",),

@@ -63,8 +63,8 @@ PROTECTIONS = (
         (
             Edit(
                 COMMON,
-                "        ).where(g.id == generation_id, g.lease == lease, g.finished_at.is_(None))\n    ).one_or_none()",
-                "        ).where(g.id == generation_id, g.finished_at.is_(None))\n    ).one_or_none()",
+                "    .where(g.id == _CLAIMED.c.id, g.lease == _CLAIMED.c.lease, g.finished_at.is_(None))\n",
+                "    .where(g.id == _CLAIMED.c.id, g.finished_at.is_(None))\n",
             ),
         ),
         (f"{POLL}::test_the_same_message_twice_and_an_old_one",),
@@ -181,8 +181,8 @@ PROTECTIONS = (
         (
             Edit(
                 COMMON,
-                "        count_try(conn, generation_id, lease)\n        return load(",
-                "        return load(",
+                "    .values(tries=func.least(g.tries + 1, MOST_TRIES))\n    .returning(*_COLUMNS)",
+                "    .values(tries=g.tries)\n    .returning(*_COLUMNS)",
             ),
         ),
         (f"{DISPATCHER}::test_what_workers_die_of_is_bounded_before_the_post",),
@@ -230,7 +230,7 @@ PROTECTIONS = (
     Protection(
         "one-admits-at-a-time",
         "two dispatchers together never exceed the slots",
-        (Edit(SCHEDULE, "    if not locked:\n        return []\n", ""),),
+        (Edit(SCHEDULE, "    if not alone:\n        return []\n", ""),),
         (f"{SQL}::test_only_one_admits_at_a_time_and_the_other_does_not_wait",),
     ),
     Protection(
@@ -316,8 +316,8 @@ PROTECTIONS = (
         (
             Edit(
                 "models/transitions/core.py",
-                "            _wake_waiter(conn, row.fingerprint)\n",
-                "            pass\n",
+                "        conn.execute(_WAKE,",
+                "        str([_WAKE]) if True else (_WAKE,",
             ),
         ),
         (

@@ -4,6 +4,7 @@ from tests.protections.protection import Edit, Protection
 
 SQL = "tests/integration/test_submission.py"
 STAGE = "tests/integration/test_submit_stage.py"
+TOGETHER = "tests/integration/test_submit_together.py"
 CANCEL = "tests/integration/test_cancel.py"
 TABLES = "tests/integration/test_constraints.py"
 WIRE = "tests/integration/test_api_client_wire.py"
@@ -22,8 +23,8 @@ PROTECTIONS = (
         (
             Edit(
                 SUBMISSION,
-                "seed = _fresh_seed(conn) if fixed is None else fixed",
-                "seed = generation_id.int % 2**31 if fixed is None else fixed",
+                "    return list(fresh)\n",
+                "    return [7 + n for n in range(count)]\n",
             ),
         ),
         (f"{STAGE}::test_each_attempt_draws_a_fresh_seed",),
@@ -31,7 +32,7 @@ PROTECTIONS = (
     Protection(
         "seed-never-seen-before",
         "a drawn seed was never drawn, nor shown by any remote task",
-        (Edit(SUBMISSION, "        if not taken:\n", "        if seed >= 0:\n"),),
+        (Edit(SUBMISSION, "drawn.difference(taken)", "drawn.difference([])"),),
         (f"{SQL}::test_a_seed_that_anything_had_before_is_not_drawn",),
     ),
     Protection(
@@ -169,7 +170,13 @@ PROTECTIONS = (
     Protection(
         "index-conflict-waits",
         "whoever loses at the unique index looks again, and waits",
-        (Edit(SUBMIT, "    except IntegrityError:\n", "    except ZeroDivisionError:\n"),),
+        (
+            Edit(
+                SUBMIT,
+                "        except IntegrityError:\n            # An equal",
+                "        except ZeroDivisionError:\n            # An equal",
+            ),
+        ),
         (f"{STAGE}::test_the_unique_index_is_the_last_word",),
     ),
     Protection(
@@ -178,8 +185,8 @@ PROTECTIONS = (
         (
             Edit(
                 BEFORE,
-                '            "lease": g.lease + 1,\n            "attempt": bindparam("number"),',
-                '            "attempt": bindparam("number"),',
+                '            "lease": g.lease + 1,\n            "attempt": i.attempt,',
+                '            "attempt": i.attempt,',
             ),
         ),
         (
@@ -207,11 +214,26 @@ PROTECTIONS = (
         (
             Edit(
                 SUBMIT,
+                "        with rt.engine.begin() as conn:\n            free = submission.begin_free(",
+                "        with rt.engine.connect() as conn:\n            free = submission.begin_free(",
+            ),
+        ),
+        (
+            f"{STAGE}::test_the_intent_is_there_before_the_post",
+            f"{TOGETHER}::test_one_transaction_each_for_all_intents_and_all_answers",
+        ),
+    ),
+    Protection(
+        "intent-before-the-post-alone",
+        "the intent is committed before the POST, where something was to be looked at",
+        (
+            Edit(
+                SUBMIT,
                 "        with rt.engine.begin() as conn:\n            return submission.begin(",
                 "        with rt.engine.connect() as conn:\n            return submission.begin(",
             ),
         ),
-        (f"{STAGE}::test_the_intent_is_there_before_the_post",),
+        (f"{STAGE}::test_seeds_of_the_producer[7-False]",),
     ),
     Protection(
         "commit-confirmed",
@@ -219,11 +241,112 @@ PROTECTIONS = (
         (
             Edit(
                 SUBMIT,
-                "        with rt.engine.begin() as conn:\n            return submission.begin(\n                conn, generation_id, lease, rt.settings.timing, callback_digest=digest\n            )\n",
-                "        import contextlib\n\n        from sqlalchemy.exc import OperationalError\n\n        with contextlib.suppress(OperationalError), rt.engine.begin() as conn:\n            made = submission.begin(\n                conn, generation_id, lease, rt.settings.timing, callback_digest=digest\n            )\n        return made\n",
+                "        with rt.engine.begin() as conn:\n            free = submission.begin_free(conn, wanted, rt.settings.timing)\n",
+                "        import contextlib\n\n        from sqlalchemy.exc import OperationalError\n\n        with contextlib.suppress(OperationalError), rt.engine.begin() as conn:\n            free = submission.begin_free(conn, wanted, rt.settings.timing)\n",
             ),
         ),
         (f"{STAGE}::test_a_commit_of_unknown_outcome_sends_nothing",),
+    ),
+    Protection(
+        "free-of-gates",
+        "while a gate is closed each is looked at",
+        (Edit(SUBMISSION, "        ~gates.any_closed(),\n", ""),),
+        (f"{STAGE}::test_a_gate_that_closed_since_the_admission_holds_it",),
+    ),
+    Protection(
+        "free-of-pauses",
+        "what is paused is looked at",
+        (Edit(SUBMISSION, "        ~pauses.holds(g.tenant),\n        ~gates", "        ~gates"),),
+        (f"{TOGETHER}::test_those_that_something_stands_in_the_way_of_are_looked_at_each",),
+    ),
+    Protection(
+        "free-of-deadlines",
+        "what is late is looked at",
+        (
+            Edit(
+                SUBMISSION,
+                "        or_(g.deadline_at.is_(None), g.deadline_at > func.now()),\n",
+                "",
+            ),
+        ),
+        (
+            f"{STAGE}::test_a_past_deadline_sends_nothing",
+            f"{TOGETHER}::test_those_that_something_stands_in_the_way_of_are_looked_at_each",
+        ),
+    ),
+    Protection(
+        "free-of-limits",
+        "under a learned limit each is looked at",
+        (Edit(SUBMISSION, "        ~schedule.any_learned(),\n", ""),),
+        (f"{TOGETHER}::test_a_learned_limit_holds_for_a_message_of_several",),
+    ),
+    Protection(
+        "free-of-earlier-attempts",
+        "of an earlier attempt a task may exist",
+        (Edit(SUBMISSION, "        g.attempt == 0,\n", ""),),
+        (f"{TOGETHER}::test_a_second_attempt_is_looked_at_by_itself",),
+    ),
+    Protection(
+        "free-of-fixed-seeds",
+        "a producer's seed is held against others",
+        (
+            Edit(
+                SUBMISSION,
+                "    rows = [row for row in rows if producer_seed(row.request) is None]\n",
+                "",
+            ),
+        ),
+        (f"{STAGE}::test_seeds_of_the_producer[7-False]",),
+    ),
+    Protection(
+        "check-holds-for-a-moment",
+        "what was read before one POST holds for the next ones only so long",
+        (
+            Edit(
+                SUBMIT,
+                "        if now - self._checked > CHECK_HOLDS:\n",
+                "        if now - self._checked > 1e9:\n",
+            ),
+        ),
+        (f"{TOGETHER}::test_what_was_read_before_a_post_holds_for_a_moment_only[0.0-2]",),
+    ),
+    Protection(
+        "refusal-forgets-the-check",
+        "what one is refused for may be what stops the rest",
+        (
+            Edit(
+                SUBMIT,
+                "            self._look_again()\n            _refused(",
+                "            _refused(",
+            ),
+        ),
+        (f"{TOGETHER}::test_a_gate_that_one_closes_stops_the_rest",),
+    ),
+    Protection(
+        "unsent-is-what-was-not-begun",
+        "not sent is said only of what no POST was begun of",
+        (
+            Edit(
+                SUBMIT,
+                "        self._unsent.remove(intent)\n        sent =",
+                "        sent =",
+            ),
+        ),
+        (
+            f"{TOGETHER}::test_a_bug_at_one_leaves_it_in_doubt_keeps_what_was_answered_and_sends_no_more",
+        ),
+    ),
+    Protection(
+        "refused-answer-by-itself",
+        "an answer that the tables refuse does not take the others with it",
+        (
+            Edit(
+                SUBMIT,
+                "        if len(answered) == 1 or not common.refused_as_data(error):\n",
+                "        if True:\n",
+            ),
+        ),
+        (f"{TOGETHER}::test_an_answer_that_the_tables_refuse_does_not_take_the_others_with_it",),
     ),
     # --- just before the POST ---------------------------------------------------------------
     Protection(
@@ -300,8 +423,8 @@ PROTECTIONS = (
         (
             Edit(
                 SUBMIT,
-                "        except SQLAlchemyError as error:\n            raise TooLateError(",
-                "        except SQLAlchemyError as error:\n            obstacle = None\n            str(",
+                "            except SQLAlchemyError as error:\n                raise TooLateError(",
+                "            except SQLAlchemyError as error:\n                str(",
             ),
             Edit(SUBMIT, 'type(error).__name__}") from error', 'type(error).__name__}")'),
         ),
@@ -333,8 +456,8 @@ PROTECTIONS = (
         (
             Edit(
                 SUBMIT,
-                '        rt.limiter.wait("submit", timeout=min(5.0, rt.settings.lease / 4))\n',
-                "        pass\n",
+                '            rt.limiter.wait("submit", timeout=max(0.0, until - time.monotonic()))\n',
+                "            pass\n",
             ),
             Edit(SUBMIT, "retry=False, throttled=True", "retry=False"),
         ),
