@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from sqlalchemy.exc import DBAPIError
 
 from api_client import Submitted
 from models import submission, transitions
@@ -11,6 +12,7 @@ from models.operating import pauses
 from models.operating.actions import By
 from tests.integration.conftest import text_request
 from tests.integration.invariants import laboratory, paused
+from worker.runtime import waking_clock
 from worker.stages import submit
 
 
@@ -214,7 +216,7 @@ def test_intents_that_grew_old_behind_a_slow_one_are_not_sent(lab):
         return answer
 
     age = [0.0]
-    real = submit.waking_clock
+    real = waking_clock
 
     def clock():
         return real() + sum(age)
@@ -264,7 +266,7 @@ def test_an_answer_that_the_tables_refuse_does_not_take_the_others_with_it(lab):
             return Submitted.model_validate({**answer.model_dump(), "task_id": first[0].task_id})
         return answer
 
-    with pytest.raises(submit.DBAPIError):
+    with pytest.raises(DBAPIError):
         submit.run(with_client(lab.rt, after=after), claims)
 
     assert [lab.get(one).status is Status.RUNNING for one in ids] == [True, False, True, True]
