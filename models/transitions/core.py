@@ -294,16 +294,20 @@ def one(moved: list[Moved]) -> Moved | None:
     return moved[0] if moved else None
 
 
+# Materialised: joined any other way the subquery could run once for each row, and each time find
+# the next oldest, as it passes over what this statement has changed already.
 _WAKE = text(
     f"""
+    WITH oldest AS MATERIALIZED (
+        SELECT w.id FROM unnest(CAST(:marks AS text[])) mark CROSS JOIN LATERAL (
+            SELECT id FROM generations
+            WHERE finished_at IS NULL AND fingerprint = mark
+              AND status = '{Status.ACCEPTED}' AND blocked_by IS NOT NULL
+            ORDER BY created_at LIMIT 1 FOR UPDATE SKIP LOCKED
+        ) w
+    )
     UPDATE generations SET blocked_by = NULL, waits_for = NULL, due_at = now()
-    FROM unnest(CAST(:marks AS text[])) mark CROSS JOIN LATERAL (
-        SELECT w.id FROM generations w
-        WHERE w.finished_at IS NULL AND w.fingerprint = mark
-          AND w.status = '{Status.ACCEPTED}' AND w.blocked_by IS NOT NULL
-        ORDER BY w.created_at LIMIT 1 FOR UPDATE SKIP LOCKED
-    ) oldest
-    WHERE generations.id = oldest.id
+    FROM oldest WHERE generations.id = oldest.id
     """  # noqa: S608  (a constant of this module)
 )
 

@@ -68,7 +68,8 @@ def with_client(rt, **around):
     return replace(rt, client=Client(rt.client, **around))
 
 
-def test_one_transaction_each_for_all_intents_and_all_answers(lab):
+def test_one_transaction_each_for_all_intents_and_all_answers(lab, monkeypatch):
+    monkeypatch.setattr(submit, "RECORD_WITHIN", 60.0)
     ids, claims = begin(lab, *cats(8))
 
     submit.run(lab.rt, claims)
@@ -76,6 +77,7 @@ def test_one_transaction_each_for_all_intents_and_all_answers(lab):
     assert statuses(lab, ids) == [Status.RUNNING] * 8
     assert lab.posts == 8
     assert lab.value("SELECT count(DISTINCT started_at) FROM submit_attempts") == 1
+    assert lab.value("SELECT count(DISTINCT submitted_at) FROM generations") == 1
     assert lab.value("SELECT count(DISTINCT seed) FROM submit_attempts") == 8
     for generation_id in ids:
         [attempt] = lab.attempts(generation_id)
@@ -255,7 +257,8 @@ def test_a_bug_at_one_leaves_it_in_doubt_keeps_what_was_answered_and_sends_no_mo
         lab.complete(generation_id)
 
 
-def test_an_answer_that_the_tables_refuse_does_not_take_the_others_with_it(lab):
+def test_an_answer_that_the_tables_refuse_does_not_take_the_others_with_it(lab, monkeypatch):
+    monkeypatch.setattr(submit, "RECORD_WITHIN", 60.0)
     ids, claims = begin(lab, *cats(4))
     first = []
 

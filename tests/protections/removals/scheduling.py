@@ -230,7 +230,7 @@ PROTECTIONS = (
     Protection(
         "one-admits-at-a-time",
         "two dispatchers together never exceed the slots",
-        (Edit(SCHEDULE, "    if not alone:\n        return []\n", ""),),
+        (Edit(SCHEDULE, "    if not locked:\n        return []\n", ""),),
         (f"{SQL}::test_only_one_admits_at_a_time_and_the_other_does_not_wait",),
     ),
     Protection(
