@@ -188,7 +188,7 @@ def task_begins(task: str, task_id: str, args: Any) -> None:
     bound = {"task": task_id, "stage": stage}
     if stage == "generate":
         bound["generation"] = task_id
-    elif stage in _STAGES and args and task_forms.is_id(args[0]):
+    elif stage in _STAGES and args and task_forms.is_id(args[0]) and not task_forms.several(args):
         bound["generation"] = args[0]
     bind_contextvars(**bound)
 

@@ -19,6 +19,8 @@ _KIND = re.compile(r"[a-z_]{1,20}")
 _OF_REQUEST = ("model", "resolution", "duration")
 _CUT = "…"
 _MOST = 3
+_OTHERS = 2
+"""Where a `seedance.submit` of several has the others."""
 _ITEMS = 20
 _SUBJECTS = {"seedance.deliver": "notice", "seedance.archive": "result"}
 
@@ -29,7 +31,10 @@ def arguments(task: str, args: Sequence[Any]) -> str:
         return ""
     if task == "seedance.resolve":
         return _several(args[0])
-    return f"{_SUBJECTS.get(task, 'generation')} {_claim(args)}"
+    told = f"{_SUBJECTS.get(task, 'generation')} {_claim(args)}"
+    if not several(args) or not isinstance(args[_OTHERS], Sequence):
+        return told
+    return f"{told} and {len(args[_OTHERS])} more"
 
 
 def keywords(task: str, kwargs: Mapping[str, Any]) -> str:
@@ -47,6 +52,11 @@ def keywords(task: str, kwargs: Mapping[str, Any]) -> str:
 def is_id(value: Any) -> bool:
     """Whether it is the id of a row, so that it may be shown."""
     return isinstance(value, str) and _ID.fullmatch(value) is not None
+
+
+def several(args: Any) -> bool:
+    """Whether the message of a step is about more than one row."""
+    return isinstance(args, Sequence) and len(args) > _OTHERS and bool(args[_OTHERS])
 
 
 def _several(claims: Any) -> str:

@@ -104,6 +104,8 @@ def test_the_next_task_of_a_thread_inherits_nothing() -> None:
 def test_a_batch_names_no_single_generation() -> None:
     logs.task_begins("seedance.resolve", "a.resolve.1", [[["a", 1], ["b", 2]]])
     assert get_contextvars() == {"task": "a.resolve.1", "stage": "resolve"}
+    logs.task_begins("seedance.submit", "a.submit.1", [GENERATION, 1, [["b", 2]]])
+    assert get_contextvars() == {"task": "a.submit.1", "stage": "submit"}
     logs.task_begins("seedance.deliver", "n.deliver.1", [GENERATION, 1])
     assert get_contextvars() == {"task": "n.deliver.1", "stage": "deliver"}
 

@@ -18,6 +18,11 @@ def test_a_stage_tells_its_generation_and_its_lease(stage):
     assert task_forms.arguments(f"seedance.{stage}", [ID, 7]) == f"generation {ID} lease 7"
 
 
+def test_of_several_submissions_the_first_is_told():
+    args = [ID, 7, [[ID, 1], [ID, 2]]]
+    assert task_forms.arguments("seedance.submit", args) == f"generation {ID} lease 7 and 2 more"
+
+
 def test_side_work_tells_its_row():
     assert task_forms.arguments("seedance.deliver", [ID, 1]) == f"notice {ID} lease 1"
     told = task_forms.arguments("seedance.archive", [f"{ID}.video", 2])
@@ -70,6 +75,7 @@ def test_whatever_was_sent_is_short_and_quotes_nothing(junk):
     for task in ("seedance.submit", "seedance.resolve", "seedance.archive", "seedance.generate"):
         shown = task_forms.arguments(task, [junk, junk])
         shown += task_forms.arguments(task, [[junk] * 9])
+        shown += task_forms.arguments(task, [junk] * 3)
         shown += task_forms.keywords(task, {"request": junk, "metadata": junk})
         shown += task_forms.keywords(task, {"request": {"content": junk, "seed": junk}})
         shown += task_forms.keywords(task, {"request": {"content": [junk, {"type": junk}] * 99}})
