@@ -141,7 +141,7 @@ CHECK_HOLDS = 0.05
 """Seconds for which what was read just before one POST holds for the next ones."""
 
 RECORD_WITHIN = 0.05
-"""Seconds for which an answer waits for others, to be recorded with them."""
+"""Seconds after which an answer no longer waits for the next one, to be recorded with it."""
 
 
 class _Sending:
