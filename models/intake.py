@@ -1,10 +1,13 @@
 """Accepting a request: the row that makes it durable, written once however often it is sent."""
 
+import contextlib
+import itertools
 import uuid
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Generator, Iterable, Iterator, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, func, select
 from sqlalchemy.dialects.postgresql import insert
@@ -17,6 +20,7 @@ from models.tables import DEFAULT_TENANT, Generation
 
 _generations = table_of(Generation)
 g = _generations.c
+_T = TypeVar("_T")
 
 BATCH = 1_000
 """Requests that one statement stores."""
@@ -60,17 +64,56 @@ def accept_many(conn: Connection, requests: Sequence[NewGeneration]) -> list[Acc
     """
     if not requests:
         return []
-    # In one order everywhere: two lists with the same keys must not wait for each other.
-    ordered = sorted(requests, key=_order)
-    batches = [ordered[i : i + BATCH] for i in range(0, len(ordered), BATCH)]
+    ordered = sorted(requests, key=lambda new: order(new.tenant, new.idempotency_key))
+    accepted = accept_ordered(conn, ordered, {new.tenant for new in requests})
+    return [accepted[new.id] for new in requests]
+
+
+def order(tenant: str, idempotency_key: str | None) -> tuple[str, str]:
+    """What requests are sorted by before they are stored: over all statements of a transaction,
+    and in one way everywhere. Two lists with the same keys must not wait for each other.
+    """
+    return tenant, idempotency_key or ""
+
+
+def accept_ordered(
+    conn: Connection, requests: Iterable[NewGeneration], tenants: Set[str]
+) -> dict[uuid.UUID, Accepted]:
+    """`accept_many` of requests in their `order`, which may be made only now: the next batch is
+    made, in a thread, while PostgreSQL stores the last. The answers are by id.
+
+    `tenants`: all that they may be of. What making one raises, this raises; none is stored then.
+    """
+    every: list[NewGeneration] = []
+    left_out: set[uuid.UUID] = set()
     # Undone where it is refused, whatever the caller makes of its transaction then.
     with conn.begin_nested():
-        held = budgets.hold(conn, {new.tenant for new in requests})
-        left_out = _store(conn, batches)
-        accepted = _answers(conn, requests, left_out)
+        held = budgets.hold(conn, tenants)
+        with contextlib.closing(_one_ahead(_documents(requests))) as batches:
+            for batch, document in batches:
+                left_out |= intake_rows.store_document(conn, document)
+                every += batch
+        accepted = _answers(conn, every, left_out)
         if held:
-            budgets.check(conn, _costs(new for new in requests if new.id not in left_out))
-    return accepted
+            budgets.check(conn, _costs(new for new in every if new.id not in left_out))
+    return dict(zip((new.id for new in every), accepted, strict=True))
+
+
+def _documents(
+    requests: Iterable[NewGeneration],
+) -> Iterator[tuple[list[NewGeneration], str]]:
+    rest = iter(requests)
+    while batch := list(itertools.islice(rest, BATCH)):
+        yield batch, intake_rows.document(batch)
+
+
+def _one_ahead(items: Iterator[_T]) -> Generator[_T]:
+    """The items, each taken from its source while the one before is being used."""
+    with ThreadPoolExecutor(1, "intake") as pool:
+        following = pool.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = pool.submit(next, items, None)
+            yield item
 
 
 def _costs(requests: Iterable[NewGeneration]) -> dict[str, Decimal]:
@@ -78,17 +121,6 @@ def _costs(requests: Iterable[NewGeneration]) -> dict[str, Decimal]:
     for new in requests:
         costs[new.tenant] = costs.get(new.tenant, Decimal(0)) + new.estimated_cost
     return costs
-
-
-def _store(conn: Connection, batches: Iterable[Sequence[NewGeneration]]) -> set[uuid.UUID]:
-    left_out: set[uuid.UUID] = set()
-    for batch in batches:
-        left_out |= intake_rows.store(conn, batch) or set()
-    return left_out
-
-
-def _order(new: NewGeneration) -> tuple[str, str]:
-    return new.tenant, new.idempotency_key or ""
 
 
 def _answers(

@@ -171,17 +171,25 @@ _ASK_AND_STORE = _statement(asks=True)
 
 
 def store(
-    conn: Connection, batch: Iterable[NewGeneration], *, asking: Collection[str] = ()
+    conn: Connection, batch: Iterable[NewGeneration], *, asking: Collection[str]
 ) -> set[uuid.UUID] | None:
     """Store what is new of a batch, and return the ids of the rest: they, or their keys, are there.
 
     `asking`: None, with nothing stored, if one of these tenants has a budget that refuses.
     """
-    parameters: dict[str, Any] = {"given": json.dumps([_row(new) for new in batch])}
-    if asking:
-        parameters["asking"] = sorted(asking)
-    done = conn.execute(_ASK_AND_STORE if asking else _STORE, parameters).one()
+    given = {"given": document(batch), "asking": sorted(asking)}
+    done = conn.execute(_ASK_AND_STORE, given).one()
     return None if done.held else set(done.left_out or ())
+
+
+def document(batch: Iterable[NewGeneration]) -> str:
+    """A batch as it travels."""
+    return json.dumps([_row(new) for new in batch])
+
+
+def store_document(conn: Connection, batch: str) -> set[uuid.UUID]:
+    """`store` of a `document`, with no budget to be asked, or all of them held."""
+    return set(conn.execute(_STORE, {"given": batch}).one().left_out or ())
 
 
 @dataclass(frozen=True)

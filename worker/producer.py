@@ -15,10 +15,10 @@ needed; no broker and no API key.
 
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
@@ -39,9 +39,18 @@ from worker.producer_database import (
     joined,
     surely,
 )
-from worker.requests import check_options, check_request, new_generation, with_options
+from worker.requests import (
+    check_key,
+    check_options,
+    check_request,
+    new_generation,
+    with_options,
+)
 from worker.retrying import RetryRefused
 from worker.waiting import Deadline, Ends, History, StillRunningError, UnknownGenerationError
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 Request = GenerationRequest | Mapping[str, Any]
 
@@ -115,21 +124,36 @@ def enqueue_many(
     options = check_options(
         priority=priority, tenant=tenant, metadata=metadata, notify=notify, deadline=deadline
     )
-    new = []
-    for place, request in enumerate(listed):
-        key = idempotency_keys[place] if idempotency_keys else None
-        try:
-            new.append(with_options(request, options, idempotency_key=key))
-        except InvalidRequest as error:
-            raise InvalidRequest(
-                f"requests[{place}].{error.field}", error.value, error.allowed
-            ) from None
+    ids = [uuid.uuid4() for _ in listed]
+    keys: Sequence[str | None] = [None] * len(listed)
+    if idempotency_keys is not None:
+        keys = [_placed(place, check_key, key) for place, key in enumerate(idempotency_keys)]
+    places = sorted(range(len(listed)), key=lambda place: intake.order(options.tenant, keys[place]))
+
+    def new(place: int) -> NewGeneration:
+        return with_options(
+            listed[place], options, generation_id=ids[place], idempotency_key=keys[place]
+        )
 
     def store() -> list[uuid.UUID]:
+        made = (_placed(place, new, place) for place in places)
         with connection(session) as conn:
-            return [accepted.id for accepted in intake.accept_many(conn, new)]
+            accepted = intake.accept_ordered(conn, made, {options.tenant})
+        return [accepted[one].id for one in ids]
 
+    if not listed:
+        return []
     return surely(store) if session is None else store()
+
+
+def _placed(place: int, check: Callable[[_T], _R], value: _T) -> _R:
+    """Check one of many. Raises InvalidRequest, which names its place."""
+    try:
+        return check(value)
+    except InvalidRequest as error:
+        raise InvalidRequest(
+            f"requests[{place}].{error.field}", error.value, error.allowed
+        ) from None
 
 
 def estimate(request: Request) -> Decimal:

@@ -167,6 +167,8 @@ class Options:
     metadata: dict[str, Any] | None
     notify: dict[str, Any] | None
     deadline: datetime | None
+    trace: str | None
+    """Where the producer is."""
 
 
 def check_options(
@@ -203,6 +205,7 @@ def check_options(
             notify, private=private_allowed() if private_webhooks is None else private_webhooks
         ),
         deadline=deadline,
+        trace=tracing.current(),
     )
 
 
@@ -226,7 +229,7 @@ def with_options(
         metadata=options.metadata,
         deadline=options.deadline,
         notify=options.notify,
-        trace=tracing.current(),
+        trace=options.trace,
     )
 
 
@@ -246,6 +249,11 @@ def new_generation(
         generation_id=generation_id,
         idempotency_key=idempotency_key,
     )
+
+
+def check_key(idempotency_key: str | None) -> str | None:
+    """An idempotency key, or None. Raises InvalidRequest."""
+    return _name("idempotency_key", idempotency_key)
 
 
 def check_tenant(tenant: str | None) -> str | None:
