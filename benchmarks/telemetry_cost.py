@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from worker.producer import enqueue_many
 from worker.supervisor import ProcessSpec
 
 REQUEST = {"content": [{"type": "text", "text": "a cat"}]}
+PARTS = ("events", "metrics", "logs")
+
 WARM_UP = 15.0
 """Seconds of the load before it is measured."""
 
@@ -45,24 +47,25 @@ CARRIED = 0.97
 
 def settings(here: Arena, args: argparse.Namespace, *, on: bool) -> dict[str, str]:
     """The environment of all processes of the service."""
+    figures, lines = (on and part in args.parts for part in ("metrics", "logs"))
     return {
         **here.environment(),
         "SEEDANCE_RATE_LIMIT": "5000/second",
         "SEEDANCE_MAX_IN_FLIGHT": "5000",
         "SEEDANCE_CHECK_BALANCE": "false",
-        "SEEDANCE_METRICS_EVERY": "15" if on else "0",
-        "SEEDANCE_LOG_FORMAT": "json" if on else "console",
-        "SEEDANCE_LOG_LEVEL": "info" if on else args.off_level,
+        "SEEDANCE_METRICS_EVERY": "15" if figures else "0",
+        "SEEDANCE_LOG_FORMAT": "json" if lines else "console",
+        "SEEDANCE_LOG_LEVEL": "info" if lines else args.off_level,
     }
 
 
 def processes(
-    here: Arena, env: dict[str, str], port: int, workers: int, *, on: bool
+    here: Arena, env: dict[str, str], port: int, workers: int, parts: Collection[str]
 ) -> list[ProcessSpec]:
     """Workers and, where figures are wanted, who serves them."""
-    options = () if on else ("--no-events",)
+    options = () if "events" in parts else ("--no-events",)
     specs = [stack.worker(n, env, here.folder, *options) for n in range(1, workers + 1)]
-    if on:
+    if "metrics" in parts:
         serving = stack.seedance("metrics", "--port", str(port), "--log-level", "warning")
         ready = stack.answers(f"{stack.local_url(port)}/healthz")
         specs.append(ProcessSpec("metrics", serving, env=env, ready=ready))
@@ -79,10 +82,11 @@ def run(servers: Host, args: argparse.Namespace, *, on: bool) -> dict[str, Any]:
         defer.callback(engine.dispose)
         migrate.upgrade(engine)
         port = stack.free_port()
-        specs = processes(here, env, port, args.workers, on=on)
+        parts = args.parts if on else ()
+        specs = processes(here, env, port, args.workers, parts)
         defer.enter_context(running(here, "contender", specs))
         os.environ.update(env)
-        if on:
+        if "metrics" in parts:
             defer.enter_context(scraping(f"{stack.local_url(port)}/metrics"))
         loading = threading.Thread(
             target=load, args=(args.rate, WARM_UP + args.seconds), daemon=True
@@ -179,6 +183,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--speed", type=float, default=20, help="simulated seconds per second")
     parser.add_argument("--off-level", default="info", help="what is logged with all off")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, help="what on means; all of them"
+    )
     args = parser.parse_args()
     stack.forget_settings()
     results = []

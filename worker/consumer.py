@@ -7,7 +7,7 @@ off the queue, kept in `rejected_messages`, and logged once.
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.exceptions import KombuError
@@ -16,6 +16,10 @@ from worker import rejects
 from worker.transport import MOST_BYTES
 
 log = logging.getLogger(__name__)
+
+
+EVENTS_EVERY = 0.5
+"""Seconds for which events are gathered. Sending costs 0.3 ms, whether it is one or twenty."""
 
 
 class Consumer(CeleryConsumer):
@@ -32,8 +36,25 @@ class Consumer(CeleryConsumer):
             if not step.endswith((":Gossip", ":Mingle", ":DelayedDelivery"))
         ]
 
+    if TYPE_CHECKING:  # its stubs leave it out
+
+        def _flush_events(self) -> None: ...
+
     connection_errors: tuple[type[BaseException], ...]
     channel_errors: tuple[type[BaseException], ...]
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        """Begin to send what was gathered for Flower, again after each lost connection."""
+        super().register_with_event_loop(hub)
+        hub.call_repeatedly(EVENTS_EVERY, self._flush_events)
+
+    def on_send_event_buffered(self) -> None:  # type: ignore[override]  # a wrong stub
+        """Wait for that moment, or for a full buffer: Celery would send each event by itself."""
+
+    def shutdown(self) -> None:
+        """Tell how the last tasks ended before the connection is closed."""
+        self._flush_events()
+        super().shutdown()
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
         """Celery's handler for each message, which nothing in a message can make raise."""

@@ -11,7 +11,7 @@ KINDS = ("task-received", "task-started", "task-succeeded")
 
 
 def test_no_event_is_lost_between_the_threads_of_a_worker(service: Service):
-    service.ready(service.worker("-c", "16"))
+    worker = service.ready(service.worker("-c", "16"))
     seen: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
     wanted = {str(uuid.uuid4()): None for _ in range(TASKS)}
     listening = threading.Event()
@@ -35,6 +35,17 @@ def test_no_event_is_lost_between_the_threads_of_a_worker(service: Service):
                 )
             for kind in KINDS:
                 wait_for(lambda kind=kind: wanted.keys() <= seen[kind].keys(), f"all {kind}")
+            # What is gathered when a worker stops is told as well.
+            last = str(uuid.uuid4())
+            app.send_task(
+                "seedance.poll",
+                args=[str(uuid.uuid4()), 1],
+                task_id=last,
+                queue="seedance.stages",
+            )
+            wait_for(lambda: last in seen["task-received"], "the last one is received")
+            assert worker.terminate(60) == 0
+            wait_for(lambda: last in seen["task-succeeded"], "its end is told")
         finally:
             receiver.should_stop = True
             thread.join()
