@@ -131,13 +131,13 @@ def main() -> None:
         before, began = accounting.cpu([pid]), time.monotonic()
         for sender in senders:
             sender.start()
-        took = []
+        took: dict[str, list[float]] = {page: [] for page in PAGES}
         while any(sender.is_alive() for sender in senders):
             time.sleep(ASK_EVERY)
             for page in PAGES:
                 asked = time.monotonic()
                 get(url, page, login)
-                took.append(time.monotonic() - asked)
+                took[page].append(1000 * (time.monotonic() - asked))
         passed = time.monotonic() - began
         wanted = 3 * args.tasks * SENDERS * int(args.rate / SENDERS * args.seconds)
         spent = accounting.cpu([pid]) - before
@@ -152,9 +152,14 @@ def main() -> None:
             "cpu_percent": round(100 * spent / passed, 1),
             "us_per_event": round(1e6 * spent / wanted, 1),
             "memory_mb": round(psutil.Process(pid).memory_info().rss / 1e6),
-            "answers": len(took),
-            "answer_ms_median": round(1000 * statistics.median(took)),
-            "answer_ms_worst": round(1000 * max(took)),
+            "answers": {
+                page: {
+                    "asked": len(ms),
+                    "median_ms": round(statistics.median(ms)),
+                    "worst_ms": round(max(ms)),
+                }
+                for page, ms in took.items()
+            },
         }
         print(json.dumps(told, indent=1))
 

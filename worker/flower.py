@@ -26,8 +26,9 @@ _DATABASE = "state"
 
 SETTINGS = {
     "FLOWER_PERSISTENT": "true",
-    # Milliseconds. A save stops everything else for as long as it takes.
-    "FLOWER_STATE_SAVE_INTERVAL": "60000",
+    # Milliseconds. A save stops everything else for as long as it takes: a second of CPU for
+    # all tasks, which on a machine without one to spare were ten seconds and more.
+    "FLOWER_STATE_SAVE_INTERVAL": "300000",
     "FLOWER_MAX_TASKS": "20000",
     "FLOWER_MAX_WORKERS": "500",
     # Long enough to be seen: a worker that does not come back is news.
