@@ -80,6 +80,7 @@ task_routes = {
     "seedance.prune": {"queue": UPKEEP_QUEUE},
     "seedance.catch_up": {"queue": UPKEEP_QUEUE},
     "seedance.archive": {"queue": SIDE_QUEUE},
+    "seedance.deliver": {"queue": SIDE_QUEUE},
     "seedance.*": {"queue": STAGE_QUEUE},
 }
 # A stage message is worth nothing once its lease has ended: taken off at once, so that a worker

@@ -1,18 +1,27 @@
 """What the documents say is what the code does."""
 
+import importlib
+import pkgutil
 import re
+from fnmatch import fnmatch
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from pydantic_core import PydanticUndefined
 
+import models
+from models.base import Base
 from models.lifecycle import TRANSITIONS
 from models.tables import Generation
+from worker import celeryconfig
+from worker.app import app
 from worker.cli import COMMANDS
 from worker.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 LIFECYCLE = (ROOT / "docs" / "lifecycle.md").read_text()
 
 
@@ -66,3 +75,47 @@ def test_the_table_has_the_columns_that_are_promised():
         "last_frame_url", "due_at", "lease", "created_at", "submitted_at", "finished_at",
     }  # fmt: skip
     assert promised <= {column.name for column in Generation.__table__.columns}
+
+
+def rows_of(heading: str) -> list[tuple[list[str], str]]:
+    """Of the table under a heading of the architecture: the names, and what is said of them."""
+    section = ARCHITECTURE.split(f"## {heading}\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`.+?) \| (.+) \|$", section, re.M)
+    return [(re.findall(r"`([\w.*]+)`", names), said) for names, said in rows]
+
+
+def test_the_architecture_names_every_table_and_no_other():
+    for module in pkgutil.walk_packages(models.__path__, "models."):
+        importlib.import_module(module.name)
+    tables = set(Base.metadata.tables)
+    assert sorted(name for names, _ in rows_of("Tables") for name in names) == sorted(tables)
+    drawn = set(re.findall(r'\[\("(\w+)"\)\]', ARCHITECTURE))
+    assert drawn
+    assert drawn <= tables
+
+
+def test_the_architecture_names_every_queue_and_the_tasks_that_go_there():
+    app.loader.import_default_modules()
+    sent: dict[str, set[str]] = {queue.name: set() for queue in celeryconfig.task_queues}
+    for task in (name for name in app.tasks if name.startswith("seedance.")):
+        routes = celeryconfig.task_routes.items()
+        queue = next(route["queue"] for pattern, route in routes if fnmatch(task, pattern))
+        sent[queue].add(task.removeprefix("seedance."))
+    told = {names[0]: set(re.findall(r"`(\w+)`", said)) for names, said in rows_of("Queues")}
+    assert told == sent
+
+
+def test_the_diagram_has_the_stages_and_the_parts_of_upkeep():
+    told = {names[0]: set(re.findall(r"`(\w+)`", said)) for names, said in rows_of("Queues")}
+    for label, queue in (("threads", "seedance.stages"), ("beat", "seedance.upkeep")):
+        [drawn] = re.findall(rf'\["{label}: (.+?)"\]', ARCHITECTURE)
+        assert {name.replace(" ", "_") for name in drawn.split(" · ")} == told[queue]
+    assert set(celeryconfig.beat_schedule) == told["seedance.upkeep"]
+
+
+def test_the_architecture_names_no_module_that_there_is_not():
+    for names, _ in rows_of("Modules"):
+        package = names[0].rpartition(".")[0]
+        for name in names:
+            module = name if "." in name else f"{package}.{name}"
+            assert find_spec(module.removesuffix(".*")), module

@@ -10,6 +10,7 @@ from tests.protections.removals import (
     holding,
     noticing,
     observing,
+    operating,
     readings,
     resolving,
     scheduling,
@@ -30,5 +31,6 @@ PROTECTIONS: tuple[Protection, ...] = (
     *archiving.PROTECTIONS,
     *noticing.PROTECTIONS,
     *edge.PROTECTIONS,
+    *operating.PROTECTIONS,
     *crashes.PROTECTIONS,
 )
