@@ -4,7 +4,7 @@
 
 Real processes on this machine, everything over loopback: PostgreSQL, Valkey, one worker and the
 simulator. The tasks are laid down in the simulator and their generations in the database, all of
-them running and none about to end; at each step the worker follows them by the task list for three
+them running and none about to end; at each step the worker follows them by the task list for some
 passes, and reconciles once. Linux only: the peak is the kernel's (`VmHWM`).
 """
 
@@ -32,7 +32,6 @@ from worker import embedded, migrate, stack
 from worker.broker_access import connection
 from worker.supervisor import Supervisor
 
-PASSES = 3
 REQUEST = {
     "model": "seedance-2.0",
     "content": [{"type": "text", "text": "a task that goes on"}],
@@ -70,7 +69,10 @@ class Step:
 class Bench:
     """One worker against its servers."""
 
-    def __init__(self, engine: Engine, admin: Admin, worker: psutil.Process, broker: str) -> None:
+    def __init__(
+        self, engine: Engine, admin: Admin, worker: psutil.Process, broker: str, *, passes: int
+    ) -> None:
+        self._passes = passes
         self._engine = engine
         self._admin = admin
         self._worker = worker
@@ -88,7 +90,7 @@ class Bench:
         self._worker.resume()
         Path(f"/proc/{self._worker.pid}/clear_refs").write_text("5")  # the peak begins anew
         pages, slowest, cpu = 0, 0.0, 0.0
-        for _ in range(PASSES if in_flight else 0):
+        for _ in range(self._passes if in_flight else 0):
             began, spent = self._begun_after(self._ended()), self._cpu()
             pages = self._wait_for_pass(began)
             slowest = max(slowest, self._ended() - began)
@@ -182,6 +184,7 @@ def main() -> None:
     """All steps, each told when it is done."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 1_000, 10_000, 100_000])
+    parser.add_argument("--passes", type=int, default=3, help="at each step")
     parser.add_argument("--latency", type=float, default=0.0, help="of the provider, in seconds")
     parser.add_argument("--rate", default="1000/second", help="SEEDANCE_RATE_LIMIT")
     given = parser.parse_args()
@@ -216,7 +219,7 @@ def main() -> None:
         admin = Admin(stack.local_url(api))
         if given.latency:
             admin.fault("list", "delay_before", probability=1.0, seconds=given.latency)
-        bench = Bench(engine, admin, psutil.Process(pid), servers.broker_url)
+        bench = Bench(engine, admin, psutil.Process(pid), servers.broker_url, passes=given.passes)
         first: float | None = None
         for in_flight in given.steps:
             step = bench.step(in_flight)

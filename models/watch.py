@@ -7,6 +7,7 @@ second task of a generation (flagged), possibly one of ours (an operator decides
 
 import uuid
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -24,7 +25,7 @@ from sqlalchemy import (
 )
 
 from models import submission, transitions
-from models.base import among, table_of
+from models.base import among, not_among, table_of
 from models.decisions import (
     ADOPTING,
     LATE,
@@ -40,7 +41,7 @@ from models.decisions import (
 from models.lifecycle import Observation, Status
 from models.marks import ECHOED
 from models.resolution import UNKNOWN_SKEW, Attempt, Case
-from models.tables import OPEN_ATTEMPT_SQL, Generation, StrayTask, SubmitAttempt
+from models.tables import LIVE_SQL, OPEN_ATTEMPT_SQL, Generation, StrayTask, SubmitAttempt
 
 g = table_of(Generation).c
 a = table_of(SubmitAttempt).c
@@ -384,14 +385,14 @@ def answered_times(
     return {r.remote_task_id: (r.started_at, r.decided_at) for r in rows}
 
 
-def running_unseen(conn: Connection, seen: Sequence[str], *, before: datetime) -> list[uuid.UUID]:
+def running_unseen(
+    conn: Connection, seen: AbstractSet[str], *, before: datetime
+) -> list[uuid.UUID]:
     """Generations believed running since before then whose task the list did not show."""
+    running = (text(LIVE_SQL), g.status == Status.RUNNING, g.submitted_at < before)
+    missed = not_among(conn, g.remote_task_id, *running, seen=seen)
     return list(
         conn.execute(
-            select(g.id).where(
-                g.status == Status.RUNNING,
-                g.submitted_at < before,
-                ~among(g.remote_task_id, seen),
-            )
+            select(g.id).where(g.status == Status.RUNNING, among(g.remote_task_id, missed))
         ).scalars()
     )

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -55,7 +56,7 @@ class ListReading:
 
     tasks: tuple[Observation, ...]
     """Empty where they were not to be kept."""
-    ids: frozenset[str]
+    ids: AbstractSet[str]
     complete: bool
     by_count: bool
     """Complete as a whole, not back to some time."""
@@ -109,7 +110,7 @@ def read_list(
         )
     return ListReading(
         tuple(reading.tasks.values()),
-        frozenset(reading.ids),
+        reading.ids,
         complete,
         complete and reading.full,
         Skew.of(samples),
@@ -121,7 +122,7 @@ def read_list(
 
 def seen(reading: ListReading) -> Seen:
     """The reading as the next one is held against it."""
-    return Seen(reading.ids, reading.by_count)
+    return Seen(frozenset(reading.ids), reading.by_count)
 
 
 def _skew_of_answer(exchange: Exchange | None, clock: DatabaseClock) -> list[Skew]:

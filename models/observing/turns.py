@@ -7,7 +7,7 @@ should nobody read the list any more.
 """
 
 import uuid
-from collections.abc import Collection
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, and_, func, literal, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
-from models.base import among, table_of
+from models.base import among, not_among, table_of
 from models.lifecycle import Status
 from models.observing import choice
 from models.observing.choice import Pass, Verdict
@@ -226,7 +226,7 @@ def hold_on(conn: Connection, lease: int, *, lease_seconds: float) -> bool:
 def end(
     conn: Connection,
     begun: Begun,
-    seen: Collection[str],
+    seen: AbstractSet[str],
     *,
     pages: int,
     failed: bool,
@@ -288,19 +288,18 @@ def _left(conn: Connection, *, every: float) -> int:
     ).scalar_one()
 
 
-def _unseen(conn: Connection, begun: Begun, seen: Collection[str]) -> list[uuid.UUID]:
+def _unseen(conn: Connection, begun: Begun, seen: AbstractSet[str]) -> list[uuid.UUID]:
     """What ran all the while and was not shown, of those past their first look."""
-    return list(
-        conn.execute(
-            select(g.id).where(
-                LIVE_ONES,
-                BY_LIST,
-                g.polls > 0,
-                g.submitted_at < begun.before,
-                ~among(g.remote_task_id, seen),
-            )
-        ).scalars()
+    missed = not_among(
+        conn,
+        g.remote_task_id,
+        LIVE_ONES,
+        BY_LIST,
+        g.polls > 0,
+        g.submitted_at < begun.before,
+        seen=seen,
     )
+    return list(conn.execute(select(g.id).where(among(g.remote_task_id, missed))).scalars())
 
 
 def _hand_over(conn: Connection, *, every: float) -> None:

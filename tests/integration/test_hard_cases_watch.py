@@ -75,7 +75,7 @@ def test_more_tasks_than_a_statement_has_parameters_are_looked_up(rt):
     ids = [f"t{number}" for number in range(70_000)]
     with rt.engine.connect() as conn:
         assert watch.followed(conn, ids) == set()
-        assert watch.running_unseen(conn, ids, before=datetime.now(UTC)) == []
+        assert watch.running_unseen(conn, set(ids), before=datetime.now(UTC)) == []
 
 
 def test_a_producers_seed_that_the_provider_shortened_could_still_be_ours():

@@ -259,4 +259,4 @@ def test_running_tasks_that_the_list_does_not_show(conn):
     make(conn, S.COMPLETED, submitted_at=func.now() - timedelta(seconds=99))
     before = rows.db_now(conn) - timedelta(seconds=10)
     task_id = read(conn, shown).remote_task_id
-    assert watch.running_unseen(conn, [task_id], before=before) == [missing]
+    assert watch.running_unseen(conn, {task_id}, before=before) == [missing]

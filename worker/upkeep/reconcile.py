@@ -61,7 +61,7 @@ def run(rt: Runtime) -> Report:
     if reading.complete:
         before = reading.began - timedelta(seconds=rt.settings.list_lag + 1)
         with rt.engine.begin() as conn:
-            unseen = watch.running_unseen(conn, list(reading.ids), before=before)
+            unseen = watch.running_unseen(conn, reading.ids, before=before)
             # Its own GET tells what the list doesn't.
             conn.execute(
                 update(Generation)
