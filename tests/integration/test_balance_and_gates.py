@@ -10,6 +10,7 @@ from models.lifecycle import Status
 from tests.integration.conftest import text_request
 from tests.integration.invariants import laboratory
 from tests.integration.test_dispatcher import Messages, dispatcher
+from tests.waiting import wait_for as until
 from worker.stages import common
 from worker.upkeep import balance
 
@@ -36,8 +37,7 @@ def test_a_dear_row_waits_while_cheap_ones_pass(lab):
     one.tick()
     assert lab.get(dear).waits_for == "gate credit"
     assert lab.gates() == {"credit"}
-    one.tick()  # probes: 20 credits are left
-    assert ceiling(lab) == 20
+    until(lambda: one.tick() or ceiling(lab) == 20)  # probes, once in a tick's time
     cheap = [lab.enqueue(text_request(f"cheap {n}", **CHEAP)) for n in range(3)]
 
     lab.due_now(dear)
