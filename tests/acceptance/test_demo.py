@@ -41,7 +41,7 @@ class Demo:
 
     def end(self) -> tuple[int, str]:
         try:
-            code = self._process.wait(100)
+            code = self._process.wait(200)
         finally:
             self._process.kill()
             self._process.wait()
@@ -61,7 +61,7 @@ def check(text: str) -> None:
     assert text.rstrip().endswith("all 6 generations ended as they should")
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(480)
 def test_two_side_by_side_whatever_the_environment_says(tmp_path: Path) -> None:
     demos = [Demo(tmp_path / "a"), Demo(tmp_path / "b", **WEIRD)]
     for demo in demos:
@@ -73,7 +73,7 @@ def test_two_side_by_side_whatever_the_environment_says(tmp_path: Path) -> None:
         assert "a-real-key" not in log + text
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(480)
 def test_with_servers_of_ones_own(
     tmp_path: Path, database_url: str, broker_url: str, rt: Any
 ) -> None:

@@ -91,7 +91,9 @@ def running(service: Service, sim: simulator.Simulator, prompt: str = "a cat") -
 def test_callbacks_end_generations_and_find_lost_answers_long_before_polls(
     service: Service, sim: simulator.Simulator, gateway: Gateway
 ):
-    service.ready(service.worker(**FAR, SEEDANCE_LATE_CREATION="600"))
+    # A second attempt would hide that the first was found: none is given up for slowness.
+    slow = {"SEEDANCE_LATE_CREATION": "600", "SEEDANCE_SEND_BUDGET": "30"}
+    service.ready(service.worker(**FAR, **slow))
     ids = [service.enqueue(f"cat {n} [sim: seconds=100]") for n in range(5)]
     lost = service.enqueue("a fox [sim: submit=lost, seconds=100]")
     for generation_id in (*ids, lost):
