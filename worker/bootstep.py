@@ -15,7 +15,7 @@ from worker import heartbeat, task_forms
 from worker.celeryconfig import SIDE_QUEUE, STAGE_QUEUE
 from worker.dispatcher import Broker, Dispatcher
 from worker.heartbeat import Heartbeat
-from worker.runtime import build
+from worker.runtime import for_dispatcher
 from worker.settings import Settings, load_settings
 from worker.side_kinds import KINDS
 from worker.side_work import SideClaim, SideWork
@@ -37,8 +37,7 @@ class DispatcherStep(bootsteps.StartStopStep):
     def start(self, worker: Any) -> None:
         """Begin to dispatch."""
         settings = load_settings()
-        # A connection that died since the last turn costs a turn: the loop begins anew.
-        rt = build(settings, pool_size=2, trusted=5.0)
+        rt = for_dispatcher(settings)
         if not rt.limiter.shared:
             log.warning(
                 "this worker keeps the request rate by itself: with several set"

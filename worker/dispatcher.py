@@ -50,7 +50,7 @@ FULL_PAUSE = 0.05
 """Seconds until it is looked again whether messages were taken and there is room for more."""
 
 _ADMISSIONS = 4
-"""How often in a tick more is let in, where what was let in shares messages."""
+"""How often in a tick more is let in, where what was let in leaves room by sharing messages."""
 
 RESOLVE_BATCH = 50
 """Generations in doubt that share one pair of readings of the task list."""
@@ -173,13 +173,14 @@ class Dispatcher:
                 conn, room, lease_seconds=settings.lease, by_list=self._by_list
             )
         due = self._without_poison(due)
-        admitted = self._admit(room - len(self._batches(due)))
+        admitted = self._admit(room - self._messages(due))
         self._look_after_credits()
         claims = due + admitted
         if claims:
             reached("dispatch.after_claim")
-        self._hand_out(claims)
-        return len(self._batches(claims)) >= room
+        batches = self._batches(claims, room)
+        self._hand_out(batches)
+        return len(batches) >= room
 
     def _observe(self) -> None:
         """Once in a tick: have the task list read, where that costs less than a GET for each."""
@@ -231,8 +232,8 @@ class Dispatcher:
                             kind.put_off(conn, left, 2.0)
                     raise
 
-    def _admit(self, room: int) -> list[Claim]:
-        """Let in what makes so many messages at most."""
+    def _admit(self, room: float) -> list[Claim]:
+        """Let in what makes about so many messages."""
         if room <= 0:
             return []
         self._relax()
@@ -244,14 +245,15 @@ class Dispatcher:
             with self._rt.engine.begin() as conn:
                 submission.look_again(conn)
         admitted: list[Claim] = []
+        wanted = math.ceil(room)
         for _ in range(_ADMISSIONS):
-            left = room - len(self._batches(admitted))
-            if left <= 0:
-                break
-            more = self._let_in(left, waits)
+            more = self._let_in(wanted, waits)
             admitted += more
-            if len(more) < left:
+            used = self._messages(admitted)
+            if len(more) < wanted or used >= room:
                 break
+            # What comes next is taken to be of the same kinds.
+            wanted = math.ceil((room - used) * len(admitted) / used)
         return admitted
 
     def _let_in(self, most: int, waits: Waits) -> list[Claim]:
@@ -349,8 +351,7 @@ class Dispatcher:
         doubled = settings.lease * 2.0 ** min(claim.tries - settings.max_tries, 16)
         return max(settings.lease, min(DEADLY_PAUSE, doubled))
 
-    def _hand_out(self, claims: Sequence[Claim]) -> None:
-        batches = self._batches(claims)
+    def _hand_out(self, batches: Sequence[Sequence[Claim]]) -> None:
         for done, batch in enumerate(batches):
             try:
                 self._broker.publish(batch[0].stage, batch)
@@ -360,24 +361,33 @@ class Dispatcher:
                     schedule.release(conn, left, seconds=2.0)
                 raise
 
-    def _batches(self, claims: Sequence[Claim]) -> list[list[Claim]]:
+    def _messages(self, claims: Sequence[Claim]) -> float:
+        """How many messages these need where they share them with more of their kind."""
+        shares = {Stage.RESOLVE: RESOLVE_BATCH, Stage.SUBMIT: self._rt.pace.most}
+        return sum(1 / shares[c.stage] if _may_share(c) else 1.0 for c in claims)
+
+    def _batches(self, claims: Sequence[Claim], room: int) -> list[list[Claim]]:
         """A message each, but for those that are cheaper together."""
         alone: list[list[Claim]] = []
         together: dict[Stage, list[Claim]] = {Stage.RESOLVE: [], Stage.SUBMIT: []}
         for claim in claims:
-            # What workers seem to die of goes by itself: those beside it would die as often.
-            if claim.stage in together and claim.tries < 2:
+            if _may_share(claim):
                 together[claim.stage].append(claim)
             else:
                 alone.append([claim])
-        # Over all threads, where that is quicker; then several to each.
-        pace, spread = self._rt.pace, -(-len(together[Stage.SUBMIT]) // self._slots)
-        each = max(pace.least, min(pace.most, spread))
+        # Over all threads and all the room, where that is quicker; then several to each.
+        pace, submits = self._rt.pace, together[Stage.SUBMIT]
+        spread = math.ceil(len(submits) / max(1, min(self._slots, room)))
         return [
             *alone,
             *_in_parts(together[Stage.RESOLVE], RESOLVE_BATCH),
-            *_in_parts(together[Stage.SUBMIT], each),
+            *_in_parts(submits, max(pace.least, min(pace.most, spread))),
         ]
+
+
+def _may_share(claim: Claim) -> bool:
+    # What workers seem to die of goes by itself: those beside it would die as often.
+    return claim.stage in (Stage.RESOLVE, Stage.SUBMIT) and claim.tries < 2
 
 
 def _in_parts(claims: Sequence[Claim], size: int) -> list[list[Claim]]:

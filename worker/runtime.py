@@ -4,7 +4,7 @@ import atexit
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Engine
 
@@ -114,6 +114,18 @@ def runtime() -> Runtime:
             reporter.start()
             atexit.register(reporter.stop)
     return _built[here]
+
+
+def for_dispatcher(settings: Settings) -> Runtime:
+    """The runtime of a dispatcher beside this process's tasks.
+
+    It has connections of its own: one that died since the last turn costs a turn, the loop begins
+    anew. What tasks have learned of the provider, and the slots that they leave free, it shares.
+    """
+    tasks = runtime()
+    return replace(
+        build(settings, pool_size=2, trusted=5.0), pace=tasks.pace, side_slots=tasks.side_slots
+    )
 
 
 def use(given: Runtime) -> None:

@@ -46,9 +46,20 @@ class Page:
 
     shown: list[str] = field(default_factory=list)
     """Remote tasks of generations that were running, and since before the pass."""
+    young: list[str] = field(default_factory=list)
+    """Remote tasks of generations that were running, which the list did not have to show yet."""
     ended: list[Moved] = field(default_factory=list)
     took: list[tuple[Mapping[str, Any], float]] = field(default_factory=list)
     """Of those that completed: the request's kind, and seconds since the submission."""
+
+    def __add__(self, other: "Page") -> "Page":
+        """What both did."""
+        return Page(
+            self.shown + other.shown,
+            self.young + other.young,
+            self.ended + other.ended,
+            self.took + other.took,
+        )
 
 
 _LONG_AGO = (func.coalesce(g.observed_at, g.submitted_at) < in_seconds(-SEEN_EVERY)).label(
@@ -66,8 +77,8 @@ def apply_page(conn: Connection, seen: Sequence[Observation], *, before: datetim
     result = Page()
     changed, unchanged = [], []
     for row in _running(conn, list(tasks)):
-        if row.submitted_at < before:
-            result.shown.append(row.remote_task_id)
+        of = result.shown if row.submitted_at < before else result.young
+        of.append(row.remote_task_id)
         task = tasks[row.remote_task_id]
         if _decide(row, task) is not None:
             changed.append(row.remote_task_id)

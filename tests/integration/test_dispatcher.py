@@ -19,8 +19,9 @@ from tests.brokers import broker_with
 from tests.integration.conftest import text_request
 from tests.integration.invariants import laboratory
 from tests.waiting import wait_for as until
-from worker import bootstep, side_work
+from worker import bootstep, runtime, side_work
 from worker.dispatcher import Dispatcher
+from worker.pace import MOST
 from worker.side_slots import SideSlots
 from worker.side_work import SideClaim, SideWork
 from worker.stages import common, observe, poll, resolve, submit, upload
@@ -326,6 +327,46 @@ def test_no_more_messages_than_twice_the_slots(lab):
     messages.waiting = 6
     assert one.tick() is True, "there is more, and no room for it"
     assert len(messages.published) == 7
+
+
+def quick(rt):
+    """POSTs were answered at once so far, so many share a message."""
+    for _ in range(60):
+        rt.pace.took(0.0)
+
+
+def test_where_posts_are_quick_messages_are_filled(lab):
+    lab.rt = lab.make_runtime(max_in_flight=1000)
+    quick(lab.rt)
+    for n in range(6 * MOST + 10):
+        lab.enqueue(text_request(f"cat {n}"))
+    messages = Messages(lab, lambda *_: 0)
+    one = dispatcher(lab, messages, slots=3)
+    assert one.tick() is True
+    assert [len(claims) for _, claims in messages.published] == [MOST] * 6
+    messages.waiting = 5
+    one.tick()
+    assert [len(claims) for _, claims in messages.published[6:]] == [10], "all that is left"
+
+
+def test_what_shares_no_message_is_not_let_in_beyond_the_room(lab, tmp_path):
+    lab.rt = lab.make_runtime(max_in_flight=1000)
+    quick(lab.rt)
+    for n in range(20):
+        request = text_request(f"cat {n}")
+        request["content"].append({"type": "image_url", "image_url": f"path:{tmp_path}/lake.jpg"})
+        lab.enqueue(request)
+    messages = Messages(lab, lambda *_: 0)
+    assert dispatcher(lab, messages, slots=3).tick() is True
+    assert messages.stages() == [Stage.UPLOAD] * 6
+
+
+def test_a_dispatcher_knows_what_the_tasks_of_its_process_learn(lab):
+    runtime.use(lab.rt)
+    with contextlib.closing(runtime.for_dispatcher(lab.rt.settings)) as own:
+        assert own.pace is lab.rt.pace
+        assert own.side_slots is lab.rt.side_slots
+        assert own.engine is not lab.rt.engine
 
 
 def test_max_in_flight_bounds_what_is_past_admission(lab):

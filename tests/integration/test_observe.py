@@ -8,6 +8,7 @@ import pytest
 from models import schedule, transitions
 from models.lifecycle import Observation, Status
 from models.observing import turns
+from models.observing.choice import BARREN
 from models.observing.usual import KEPT, UsualTimes, kind_of
 from tests.integration.invariants import in_background, laboratory
 from worker.stages import common, observe, poll
@@ -404,15 +405,36 @@ class Counting:
                 self.now -= 1
 
 
-def lay_down(lab, count):
-    """So many running generations, and their tasks."""
+def lay_down(lab, count, age=60):
+    """So many running generations that are due, and their tasks."""
     lab.sql(
         "INSERT INTO generations (id, status, request, estimated_cost, attempt, lease, polls,"
         " remote_task_id, remote_status, fingerprint, due_at, submitted_at)"
         " SELECT gen_random_uuid(), 'running', '{}', 9, 1, 1, 1, task, 'processing', task, now(),"
-        " now() - interval '1 minute' FROM unnest(CAST(:tasks AS text[])) task",
-        tasks=lab.sim.inject(count=count, seconds=1e6, age=60, status="processing"),
+        " now() - make_interval(secs => :age) FROM unnest(CAST(:tasks AS text[])) task",
+        tasks=lab.sim.inject(count=count, seconds=1e6, age=age, status="processing"),
+        age=age,
     )
+
+
+def test_what_is_due_is_sought_though_the_list_need_not_show_it_yet(lab):
+    lab.rt = lab.make_runtime(list_lag=15.0)
+    lay_down(lab, 250, age=1)
+    observe.run(lab.rt, next_turn(lab).lease)
+    found = state(lab)
+    lab.sql("DELETE FROM generations")  # they have no history to be looked at
+    assert (found.sought, found.missed, found.pages, found.engaged) == (0, 0, 3, True)
+
+
+def test_what_the_list_does_not_show_yet_is_not_sought_through_all_of_it(lab):
+    lab.rt = lab.make_runtime(list_lag=15.0)
+    lay_down(lab, 250, age=1)
+    lab.sim.inject(count=700, seconds=1e6, age=0, status="processing")
+    lab.sql("UPDATE generations SET remote_task_id = remote_task_id || 'x'")
+    observe.run(lab.rt, next_turn(lab).lease)
+    found = state(lab)
+    lab.sql("DELETE FROM generations")  # they have no history to be looked at
+    assert found.pages == BARREN
 
 
 def test_slow_pages_are_read_some_at_a_time(lab):

@@ -19,9 +19,18 @@ def test_where_posts_become_slow_each_goes_by_itself_again():
     for _ in range(60):
         pace.took(0.0)
     assert pace.most == pace.least == MOST
-    for _ in range(10):
+    for _ in range(20):
         pace.took(1.0)
     assert pace.most == 1
+
+
+def test_posts_that_a_busy_machine_drew_out_change_little():
+    pace = Pace()
+    for _ in range(60):
+        pace.took(0.005)
+    for _ in range(3):
+        pace.took(0.1)
+    assert pace.most == MOST
 
 
 def test_in_between_as_many_as_half_a_second_takes():

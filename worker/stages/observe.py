@@ -42,6 +42,8 @@ class _Pass:
 
     pages: int = 0
     shown: set[str] = field(default_factory=set)
+    young: set[str] = field(default_factory=set)
+    """Seen as well, though the list need not show them yet."""
     ended: int = 0
     barren: int = 0
     latency: float = 0.0
@@ -52,16 +54,19 @@ class _Pass:
     def add(self, page: Page) -> None:
         """One page more."""
         self.pages += 1
-        fresh = set(page.shown) - self.shown
+        fresh = (set(page.shown) - self.shown) | (set(page.young) - self.young)
         self.barren = 0 if fresh else self.barren + 1
-        self.shown |= fresh
+        self.shown.update(page.shown)
+        self.young.update(page.young)
         self.ended += len(page.ended)
 
     def over(self, begun: Begun) -> bool:
         """Nothing more is to be had, or not for what it costs."""
         found = len(self.shown)
+        # What is due and young may be shown, or not: as long as pages show some of it.
+        due = found + len(self.young) < begun.expected and self.barren < BARREN
         return (
-            found >= begun.sought
+            (found >= begun.sought and not due)
             or self.pages >= begun.budget
             or (found > 0 and self.barren >= BARREN)
         )
@@ -72,7 +77,9 @@ class _Pass:
         """
         if self.over(begun):
             return 0
-        needed = -(-(begun.sought - len(self.shown)) // PAGE_SIZE)
+        found = len(self.shown)
+        left = max(begun.sought - found, begun.expected - found - len(self.young))
+        needed = -(-left // PAGE_SIZE)
         wide = reading_ahead.width(self.latency, self.applying, per_second)
         return max(1, min(wide, needed, begun.budget - self.pages))
 
@@ -181,7 +188,7 @@ def _apply(rt: Runtime, begun: Begun, seen: Sequence[Observation]) -> Page:
             return Page()
         middle = len(seen) // 2
         first, rest = _apply(rt, begun, seen[:middle]), _apply(rt, begun, seen[middle:])
-        return Page(first.shown + rest.shown, first.ended + rest.ended, first.took + rest.took)
+        return first + rest
     for kind, seconds in page.took:
         rt.usual.note(kind_of(kind), seconds)
     for moved in page.ended:

@@ -157,12 +157,13 @@ class _Sending:
         self._checked = -math.inf
         self._answered: list[tuple[Intent, Submitted]] = []
         self._oldest = math.inf
+        self._begun = math.nan
+        """When the last POST began."""
 
     def post(self, intent: Intent, request: GenerationRequest) -> None:
         """Send it, once, and see to what comes back. `intent` is the next one."""
         rt = self._rt
         self._unsent.remove(intent)
-        sent = time.monotonic()
         try:
             answer = rt.client.submit(
                 request, before_send=partial(self._check, intent), retry=False, throttled=True
@@ -191,7 +192,7 @@ class _Sending:
         else:
             reached("submit.after_post")
             now = time.monotonic()
-            rt.pace.took(now - sent)
+            rt.pace.took(now - self._begun)
             self._answered.append((intent, answer))
             self._oldest = min(self._oldest, now)
             if now - self._oldest > RECORD_WITHIN:
@@ -227,6 +228,7 @@ class _Sending:
         if decisions.too_old(age, send_budget=settings.send_budget):
             raise TooLateError(f"the intent is {age:.1f} s old")
         reached("submit.after_check")
+        self._begun = time.monotonic()
 
     def _look_again(self) -> None:
         """What was read holds no longer: a gate may be closed by what just came back."""

@@ -328,8 +328,8 @@ PROTECTIONS = (
         (
             Edit(
                 SUBMIT,
-                "        self._unsent.remove(intent)\n        sent =",
-                "        sent =",
+                "        self._unsent.remove(intent)\n        try:",
+                "        try:",
             ),
         ),
         (
