@@ -15,7 +15,10 @@ from models.lifecycle import TERMINAL, TRANSITIONS, Event, Note, Status
 from tests.chaos.records import Records, Row, number_of
 
 BIRTHS = {Event.ACCEPT: Status.ACCEPTED, Event.REJECT: Status.FAILED}
-SPOILS_UPLOADS = frozenset({"kill -9 of a pool process", "database restarted at once"})
+TABLE_LOCKED = "table locked"
+SPOILS_UPLOADS = frozenset(
+    {"kill -9 of a pool process", "database restarted at once", TABLE_LOCKED}
+)
 """What can part a PUT from the commit that records it, besides any death of a worker; see
 `uploaded_once`."""
 AROUND = 3.0

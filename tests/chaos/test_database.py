@@ -4,6 +4,7 @@ import pytest
 
 from tests.chaos import database_faults
 from tests.chaos.conftest import Arena, MakeArena
+from tests.chaos.invariants import TABLE_LOCKED
 
 
 def test_immediate_shutdown_and_restart_under_load(shared_arena: Arena):
@@ -67,7 +68,11 @@ def test_a_statement_that_waits_too_long_is_given_up(make_arena: MakeArena):
     arena.workers(1)
     arena.ask_mixed(6)
     arena.submitted(2)
-    with database_faults.connect(arena.url) as conn, conn.transaction():
+    with (
+        arena.strikes.journal.lasting(TABLE_LOCKED),
+        database_faults.connect(arena.url) as conn,
+        conn.transaction(),
+    ):
         conn.execute("LOCK TABLE generations IN ACCESS EXCLUSIVE MODE")
         conn.execute("SELECT pg_sleep(11)")
     arena.at_rest()
