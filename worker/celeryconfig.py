@@ -75,6 +75,8 @@ if _amqp:
     # Queues of producers' own tasks (`notify`) are theirs: declared as they say, not as we do.
 task_routes = {
     "seedance.generate": {"queue": INTAKE_QUEUE},
+    # One message at a time follows all that runs: not behind each submission that waits.
+    "seedance.observe": {"queue": UPKEEP_QUEUE},
     "seedance.reconcile": {"queue": UPKEEP_QUEUE},
     "seedance.balance": {"queue": UPKEEP_QUEUE},
     "seedance.prune": {"queue": UPKEEP_QUEUE},

@@ -161,12 +161,12 @@ class Dispatcher:
     def tick(self) -> bool:
         """Hand out what is due, then admit. True if more may wait, for which there was no room."""
         self._side()
+        self._probe()
+        self._observe()
         room = 2 * self._slots - self._broker.depth()
         if room <= 0:
             return True
         self._patience = FULL_PAUSE
-        self._probe()
-        self._observe()
         settings = self._rt.settings
         with alone(self._rt.engine) as conn:
             due = schedule.claim_due(

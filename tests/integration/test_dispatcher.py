@@ -369,6 +369,19 @@ def test_a_dispatcher_knows_what_the_tasks_of_its_process_learn(lab):
         assert own.engine is not lab.rt.engine
 
 
+def test_what_runs_is_followed_though_there_is_room_for_nothing_more(lab):
+    lab.rt = lab.make_runtime(observe_from=2)
+    ids = [lab.send(f"cat {n}") for n in range(6)]
+    lab.end_tasks()
+    for generation_id in ids:
+        lab.due_now(generation_id)
+    messages = Messages(lab, waiting=1000)
+    assert dispatcher(lab, messages).tick() is True
+    assert len(messages.observed) == 1
+    assert messages.published == []
+    assert all_ended(lab, ids)
+
+
 def test_max_in_flight_bounds_what_is_past_admission(lab):
     lab.rt = lab.make_runtime(max_in_flight=3)
     ids = [lab.enqueue(text_request(f"cat {n}")) for n in range(5)]
