@@ -40,10 +40,10 @@ class Plan:
 
 USUAL = Plan(
     form="usual",
-    minutes=20,
-    rounds=3,
+    minutes=19.5,
+    rounds=2,
     instant=1_000,
-    idle=10,
+    idle=6,
     singles=200,
     bulk=20_000,
     seconds=(60, 120),
@@ -53,10 +53,10 @@ USUAL = Plan(
     within=200,
     killed=200,
     killed_seconds=(10, 20),
-    killed_within=180,
+    killed_within=140,
 )
 
-FULL = dataclasses.replace(USUAL, form="full", minutes=75, alone=(1_000, 10_000))
+FULL = dataclasses.replace(USUAL, form="full", minutes=75, rounds=3, alone=(1_000, 10_000))
 
 QUICK = Plan(
     form="quick",

@@ -37,7 +37,7 @@ def _idle(here: Arena, source: Producer, singles: int) -> Figures:
     began = []
     for number in range(2, singles + 2):
         # At no fixed place in anybody's tick.
-        time.sleep(random.uniform(0.2, 0.6))
+        time.sleep(random.uniform(0.1, 0.5))
         began.append(source.enqueue(1, AT_ONCE, single=True)[0][0])
         here.admin.wait(endpoint="submit", answered=number, timeout=60)
     arrived = sorted(submit["time"] for submit in here.admin.submits())[1:]
