@@ -83,7 +83,7 @@ GOALS = (
 
 def table(results: Results) -> str:
     """The goals as a Markdown table."""
-    lines = ["### Goals", "", "| measure | goal | measured | |", "|---|---|---|---|"]
+    lines = ["## Goals", "", "| measure | goal | measured | |", "|---|---|---|---|"]
     return "\n".join([*lines, *(goal.told(results) for goal in GOALS)]) + "\n"
 
 

@@ -17,6 +17,10 @@ _INSTANT = (
     ("requests", "requests each"),
     ("simulator_ms_per_request", "simulator: CPU ms a request"),
 )
+_IDLE = (
+    ("idle_ms", "median ms"),
+    ("idle_worst_ms", "worst ms"),
+)
 _PRODUCER = (
     ("single_ms", "one call, ms"),
     ("bulk_per_second", "many, rows/s"),
@@ -42,20 +46,18 @@ _KILL = (
 
 def tables(results: Results) -> str:
     """Everything but the goals."""
-    return "\n".join(
-        [
-            _heading(results),
-            _section(results, "Instant tasks", "instant", _INSTANT, None),
-            _section(results, "From enqueuing to the submission, idle", "instant", (
-                ("idle_ms", "median ms"), ("idle_worst_ms", "worst ms")), None),
-            _section(results, "Enqueuing", "enqueue", _PRODUCER, None),
-            *(
-                _section(results, f"{size:,} in flight", "in_flight", _IN_FLIGHT, size)
-                for size in results.sizes("in_flight")
-            ),
-            _section(results, "kill -9 in the middle of submitting", "kill", _KILL, None),
-        ]
-    )  # fmt: skip
+    parts = [
+        _heading(results),
+        _section(results, "Instant tasks", "instant", _INSTANT, None),
+        _section(results, "From enqueuing to the submission, idle", "instant", _IDLE, None),
+        _section(results, "Enqueuing", "enqueue", _PRODUCER, None),
+        *(
+            _section(results, f"{size:,} in flight", "in_flight", _IN_FLIGHT, size)
+            for size in results.sizes("in_flight")
+        ),
+        _section(results, "kill -9 in the middle of submitting", "kill", _KILL, None),
+    ]
+    return "\n".join(filter(None, parts)) + "\n"
 
 
 def _heading(results: Results) -> str:
@@ -63,6 +65,7 @@ def _heading(results: Results) -> str:
     loads = [cell.load for cell in results.cells]
     about = "; ".join(results.about.values())
     return (
+        "# A run of the benchmark\n\n"
         f"{m['at']}, commit {m['commit']}: {m['cores']} cores ({m['processor']}),"
         f" {m['memory_gb']} GB, {m['system']}, Python {m['python']}; form `{results.form}`;"
         f" load before a cell {min(loads):.1f} to {max(loads):.1f}.\n\n{about}.\n\n"
@@ -77,7 +80,7 @@ def _section(
     if not names:
         return ""
     head = " | ".join(label for _, label in columns)
-    rows = [f"### {title}", "", f"| | {head} |", "|---|" + "---:|" * len(columns)]
+    rows = [f"## {title}", "", f"| | {head} |", "|---|" + "---:|" * len(columns)]
     for name in dict.fromkeys(names):
         cells = " | ".join(_told(results, name, kind, figure, size) for figure, _ in columns)
         note = results.note(name, kind, size)
