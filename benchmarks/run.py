@@ -77,30 +77,29 @@ class Run:
         if not p.beside:
             return
         blows = [*self.entrants, *_variants(self.entrants)] if p.killed else []
-        fallen = threading.Semaphore(0)
+        fallen = [threading.Event() for _ in blows]
         with ThreadPoolExecutor(len(blows) + len(self.entrants)) as pool:
-            for entrant in blows:
-                pool.submit(self._kill, entrant, fallen)
-            for _ in blows:
-                fallen.acquire(timeout=120)
+            for entrant, one in zip(blows, fallen, strict=True):
+                pool.submit(self._kill, entrant, one)
+            for one in fallen:
+                one.wait()
             for entrant in self.entrants:
                 pool.submit(self._few, entrant)
 
-    def _kill(self, entrant: Entrant, fallen: threading.Semaphore) -> None:
+    def _kill(self, entrant: Entrant, fallen: threading.Event) -> None:
         p = self.plan
 
         def measure() -> Figures:
-            try:
-                with host(self._folder / f"kill-{entrant.name}") as own:
-                    return killing.measure(
-                        entrant, own, generations=p.killed, seconds=p.killed_seconds,
-                        within=p.killed_within, struck=fallen.release,
-                    )  # fmt: skip
-            except BaseException:
-                fallen.release()
-                raise
+            with host(self._folder / f"kill-{entrant.name}") as own:
+                return killing.measure(
+                    entrant, own, generations=p.killed, seconds=p.killed_seconds,
+                    within=p.killed_within, struck=fallen.set,
+                )  # fmt: skip
 
-        self._cell(entrant, "kill", p.killed, 1, p.killed_within, measure)
+        try:
+            self._cell(entrant, "kill", p.killed, 1, p.killed_within, measure)
+        finally:
+            fallen.set()
 
     def _few(self, entrant: Entrant) -> None:
         p = self.plan
