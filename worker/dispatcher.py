@@ -161,9 +161,9 @@ class Dispatcher:
     def tick(self) -> bool:
         """Hand out what is due, then admit. True if more may wait, for which there was no room."""
         self._side()
+        room = 2 * self._slots - self._broker.depth()
         self._probe()
         self._observe()
-        room = 2 * self._slots - self._broker.depth()
         if room <= 0:
             return True
         self._patience = FULL_PAUSE
@@ -363,15 +363,21 @@ class Dispatcher:
 
     def _messages(self, claims: Sequence[Claim]) -> float:
         """How many messages these need where they share them with more of their kind."""
-        shares = {Stage.RESOLVE: RESOLVE_BATCH, Stage.SUBMIT: self._rt.pace.most}
-        return sum(1 / shares[c.stage] if _may_share(c) else 1.0 for c in claims)
+        return sum(1 / self._together(claim) for claim in claims)
+
+    def _together(self, claim: Claim) -> int:
+        """How many of its kind may be in one message with it."""
+        # What workers seem to die of goes by itself: those beside it would die as often.
+        if claim.tries >= 2:
+            return 1
+        return {Stage.RESOLVE: RESOLVE_BATCH, Stage.SUBMIT: self._rt.pace.most}.get(claim.stage, 1)
 
     def _batches(self, claims: Sequence[Claim], room: int) -> list[list[Claim]]:
         """A message each, but for those that are cheaper together."""
         alone: list[list[Claim]] = []
         together: dict[Stage, list[Claim]] = {Stage.RESOLVE: [], Stage.SUBMIT: []}
         for claim in claims:
-            if _may_share(claim):
+            if self._together(claim) > 1:
                 together[claim.stage].append(claim)
             else:
                 alone.append([claim])
@@ -383,11 +389,6 @@ class Dispatcher:
             *_in_parts(together[Stage.RESOLVE], RESOLVE_BATCH),
             *_in_parts(submits, max(pace.least, min(pace.most, spread))),
         ]
-
-
-def _may_share(claim: Claim) -> bool:
-    # What workers seem to die of goes by itself: those beside it would die as often.
-    return claim.stage in (Stage.RESOLVE, Stage.SUBMIT) and claim.tries < 2
 
 
 def _in_parts(claims: Sequence[Claim], size: int) -> list[list[Claim]]:

@@ -317,6 +317,34 @@ def paused(rt: Runtime, **pauses: Callable[[], None]) -> Runtime:
     return replace(rt, client=PausedClient(rt.client, **pauses))  # type: ignore[arg-type]
 
 
+class HeldAnswer:
+    """A runtime whose client keeps back what one of its methods was answered, until `go`."""
+
+    def __init__(self, rt: Runtime, method: str) -> None:
+        self._client, self._method = rt.client, method
+        self.came, self.go = threading.Event(), threading.Event()
+        self.rt = replace(rt, client=self)  # type: ignore[arg-type]
+
+    def __getattr__(self, name: str) -> Any:
+        asked = getattr(self._client, name)
+        if name != self._method:
+            return asked
+
+        def held(*args: Any, **options: Any) -> Any:
+            answer = asked(*args, **options)
+            self.came.set()
+            assert self.go.wait(30)
+            return answer
+
+        return held
+
+
+def quick(rt: Runtime) -> None:
+    """POSTs were answered at once so far, so many share messages and transactions."""
+    for _ in range(60):
+        rt.pace.took(0.0)
+
+
 @contextmanager
 def in_background(act: Callable[[], object]) -> Iterator[threading.Thread]:
     """Run it in a thread; it must have ended well by the end of the block."""

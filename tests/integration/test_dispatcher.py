@@ -17,7 +17,7 @@ from models.lifecycle import Status
 from models.schedule import Stage
 from tests.brokers import broker_with
 from tests.integration.conftest import text_request
-from tests.integration.invariants import laboratory
+from tests.integration.invariants import laboratory, quick
 from tests.waiting import wait_for as until
 from worker import bootstep, runtime, side_work
 from worker.dispatcher import Dispatcher
@@ -327,12 +327,6 @@ def test_no_more_messages_than_twice_the_slots(lab):
     messages.waiting = 6
     assert one.tick() is True, "there is more, and no room for it"
     assert len(messages.published) == 7
-
-
-def quick(rt):
-    """POSTs were answered at once so far, so many share a message."""
-    for _ in range(60):
-        rt.pace.took(0.0)
 
 
 def test_where_posts_are_quick_messages_are_filled(lab):

@@ -10,7 +10,7 @@ from models.lifecycle import Observation, Status
 from models.observing import turns
 from models.observing.choice import BARREN
 from models.observing.usual import KEPT, UsualTimes, kind_of
-from tests.integration.invariants import in_background, laboratory
+from tests.integration.invariants import HeldAnswer, in_background, laboratory
 from worker.stages import common, observe, poll
 from worker.upkeep import reconcile
 
@@ -74,21 +74,6 @@ def polled(lab, *, by_list=True):
 
 def statuses(lab, ids):
     return [str(lab.get(generation_id).status) for generation_id in ids]
-
-
-class HeldList:
-    """A runtime whose task list is held back between being read and being applied."""
-
-    def __init__(self, lab):
-        self.read, self.go = threading.Event(), threading.Event()
-        self.client = lab.rt.client
-        self.rt = replace(lab.rt, client=self)
-
-    def list_tasks(self, *args, **options):
-        answer = self.client.list_tasks(*args, **options)
-        self.read.set()
-        assert self.go.wait(30)
-        return answer
 
 
 # --- one pass ----------------------------------------------------------------------------------
@@ -335,9 +320,9 @@ def test_one_observer_at_a_time(lab):
     assert take(lab) == turns.Turn(engaged=True)
     lists = lab.sim.received("list")
     # Its time has come again, but the first may still be reading.
-    held = HeldList(lab)
+    held = HeldAnswer(lab.rt, "list_tasks")
     with in_background(lambda: observe.run(held.rt, first.lease)):
-        assert held.read.wait(30)
+        assert held.came.wait(30)
         lab.sql("UPDATE observers SET next_at = now()")
         assert take(lab) == turns.Turn(engaged=True)
         held.go.set()
@@ -509,9 +494,9 @@ def test_a_stale_page_moves_nothing_back(lab):
     ids = send(lab, LEAST)
     all_due(lab)
     turn = take(lab)
-    held = HeldList(lab)
+    held = HeldAnswer(lab.rt, "list_tasks")
     with in_background(lambda: observe.run(held.rt, turn.lease)):
-        assert held.read.wait(30)
+        assert held.came.wait(30)
         lab.end_tasks()
         for generation_id in ids:
             lab.run(lab.claim(generation_id))

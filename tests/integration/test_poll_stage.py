@@ -7,7 +7,7 @@ import pytest
 
 from models.lifecycle import Status
 from tests.integration.conftest import text_request
-from tests.integration.invariants import in_background, laboratory
+from tests.integration.invariants import HeldAnswer, in_background, laboratory
 from worker.limiter import NoTokenError
 from worker.stages import poll
 
@@ -230,11 +230,12 @@ def test_an_observation_of_a_worker_without_the_lease_still_counts(lab):
     """Observations are guarded by rank, not by lease: an end is an end, whoever saw it."""
     generation_id = lab.send()
     lab.sim.advance(3_600)
-    lab.sim.fault("get", "delay_after", seconds=0.4, times=1)
     claim = lab.claim(generation_id)
-    with in_background(lambda: poll.run(lab.rt, claim.id, claim.lease)):
-        lab.sim.wait(endpoint="get", received=1)
+    held = HeldAnswer(lab.rt, "get")
+    with in_background(lambda: poll.run(held.rt, claim.id, claim.lease)):
+        assert held.came.wait(30)
         lab.claim(generation_id)
+        held.go.set()
     assert lab.get(generation_id).status is Status.COMPLETED
 
 

@@ -1,8 +1,6 @@
 """Reconcile: the whole list against our rows; what differs is mended, what is not ours is left."""
 
 import random
-import threading
-from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -10,7 +8,7 @@ import pytest
 from models import watch
 from models.lifecycle import Observation, Status
 from tests.integration.conftest import text_request
-from tests.integration.invariants import in_background, laboratory
+from tests.integration.invariants import HeldAnswer, in_background, laboratory
 from worker.stages import submit
 from worker.stages.resolve import Outcome
 from worker.upkeep import reconcile
@@ -38,12 +36,13 @@ def test_a_lost_answer_is_adopted_before_it_settles(lab):
 
 
 def test_a_submitting_row_is_left_to_its_answer(lab):
-    lab.sim.fault("submit", "delay_after", seconds=0.4, times=1)
     claim = lab.start()
-    with in_background(lambda: lab.run(claim)):
-        lab.sim.wait(tasks=1)
+    held = HeldAnswer(lab.rt, "submit")
+    with in_background(lambda: submit.run(held.rt, [(claim.id, claim.lease)])):
+        assert held.came.wait(30)
         report = lab.reconcile()
         assert (report.adopted, report.second, report.foreign) == ((), (), ())
+        held.go.set()
     assert lab.get(claim.id).status is Status.RUNNING
     assert lab.strays() == []
     lab.complete(claim.id)
@@ -254,27 +253,14 @@ def test_equal_seeds_of_two_generations_without_doubt(lab):
     lab.end_tasks()
 
 
-class HeldAnswer:
-    """A client whose submission is answered when the test says so."""
-
-    def __init__(self, client):
-        self._client, self.go = client, threading.Event()
-
-    def submit(self, *args, **options):
-        answer = self._client.submit(*args, **options)
-        assert self.go.wait(30)
-        return answer
-
-
 @pytest.mark.parametrize("seed_echo", ["used", "null"])
 def test_a_task_that_is_seen_before_its_answer_came(lab, seed_echo):
     """With a fixed seed, or none to be seen, it looks like a stray; it is one only until then."""
     lab.sim.configure(seed_echo=seed_echo)
     claim = lab.start(text_request(seed=42))
-    held = HeldAnswer(lab.rt.client)
-    rt = replace(lab.rt, client=held)
-    with in_background(lambda: submit.run(rt, [(claim.id, claim.lease)])):
-        lab.sim.wait(tasks=1)
+    held = HeldAnswer(lab.rt, "submit")
+    with in_background(lambda: submit.run(held.rt, [(claim.id, claim.lease)])):
+        assert held.came.wait(30)
         lab.reconcile()
         assert lab.get(claim.id).status is Status.SUBMITTING
         held.go.set()

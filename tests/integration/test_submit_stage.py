@@ -18,7 +18,7 @@ from models.database import make_engine
 from models.lifecycle import Status
 from models.marks import SEED_BOUND
 from tests.integration.conftest import text_request
-from tests.integration.invariants import in_background, laboratory, paused
+from tests.integration.invariants import HeldAnswer, in_background, laboratory, paused
 from tests.waiting import wait_for
 from worker import producer
 from worker.limiter import Limiter
@@ -155,14 +155,15 @@ def test_two_with_one_fingerprint_are_never_in_doubt_together(lab):
     """Both are past admission and reach their intents at the same moment."""
     first = lab.start(text_request(seed=5))
     second = admitted_all_the_same(lab, text_request("another prompt", seed=5))
-    lab.sim.fault("submit", "delay_after", seconds=0.4, times=1)
-    with in_background(lambda: submit.run(lab.rt, [(first.id, first.lease)])):
-        lab.sim.wait(tasks=1)
+    held = HeldAnswer(lab.rt, "submit")
+    with in_background(lambda: submit.run(held.rt, [(first.id, first.lease)])):
+        assert held.came.wait(30)
         submit.run(lab.rt, [(second, 1)])
         blocked = lab.get(second)
         assert blocked.status is Status.ACCEPTED
         assert blocked.blocked_by == first.id
         assert lab.posts == 1
+        held.go.set()
 
     assert lab.get(first.id).status is Status.RUNNING
     woken = lab.get(second)

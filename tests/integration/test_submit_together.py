@@ -11,7 +11,7 @@ from models.lifecycle import Status
 from models.operating import pauses
 from models.operating.actions import By
 from tests.integration.conftest import text_request
-from tests.integration.invariants import laboratory, paused
+from tests.integration.invariants import laboratory, paused, quick
 from worker.runtime import waking_clock
 from worker.stages import submit
 
@@ -21,12 +21,6 @@ def lab(make_runtime, sim, caplog):
     with laboratory(make_runtime, sim, caplog) as lab:
         quick(lab.rt)
         yield lab
-
-
-def quick(rt):
-    """POSTs were answered at once so far, so many share transactions."""
-    for _ in range(60):
-        rt.pace.took(0.0)
 
 
 def begin(lab, *requests, **options):

@@ -63,13 +63,18 @@ class _Pass:
     def over(self, begun: Begun) -> bool:
         """Nothing more is to be had, or not for what it costs."""
         found = len(self.shown)
-        # What is due and young may be shown, or not: as long as pages show some of it.
-        due = found + len(self.young) < begun.expected and self.barren < BARREN
+        # Of what the list must show some was found, or nothing is sought; the rest may be young.
+        shows_them = found > 0 or begun.sought == 0
         return (
-            (found >= begun.sought and not due)
+            self._left(begun) <= 0
             or self.pages >= begun.budget
-            or (found > 0 and self.barren >= BARREN)
+            or (shows_them and self.barren >= BARREN)
         )
+
+    def _left(self, begun: Begun) -> int:
+        """How many are still sought: what the list must show, and what is due, however young."""
+        found = len(self.shown)
+        return max(begun.sought - found, begun.expected - found - len(self.young))
 
     def ahead(self, begun: Begun, per_second: float) -> int:
         """How many pages to have under way: none for a pass that is over, and none that what is
@@ -77,9 +82,7 @@ class _Pass:
         """
         if self.over(begun):
             return 0
-        found = len(self.shown)
-        left = max(begun.sought - found, begun.expected - found - len(self.young))
-        needed = -(-left // PAGE_SIZE)
+        needed = -(-self._left(begun) // PAGE_SIZE)
         wide = reading_ahead.width(self.latency, self.applying, per_second)
         return max(1, min(wide, needed, begun.budget - self.pages))
 
