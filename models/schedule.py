@@ -197,17 +197,17 @@ def admit(
     lease_seconds: float,
     ceiling: Decimal | None,
     open_purse: Callable[[Connection], Purse] | None = None,
-) -> list[Claim]:
+) -> list[Claim] | None:
     """Let waiting generations into free slots: by priority, then by turns between tenants.
 
     `ceiling` bounds the estimated cost while the credit gate is closed; `open_purse` is asked,
     under the lock and only if something waits, for what may be spent at all. One process admits
-    at a time; another finds the lock taken and gets an empty list. A generation whose fingerprint
+    at a time; another finds the lock taken and gets None. A generation whose fingerprint
     another holds, or an older one waits for, stays accepted and shows `blocked_by`.
     """
     locked = conn.execute(_TAKE_LOCK).scalar_one()
     if not locked:
-        return []
+        return None
     # Under the lock, and not in the statement that takes it: that one began before.
     standing = conn.execute(_STANDING).one()
     if standing.late:

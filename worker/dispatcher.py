@@ -98,6 +98,7 @@ class Dispatcher:
         self._observed = self._probed = float("-inf")
         self._by_list = False
         self._patience = FULL_PAUSE
+        self._crowded = False
         self._purse: Purse | None = None
         self._senior: Senior | None = None
         self._short = False
@@ -161,26 +162,31 @@ class Dispatcher:
     def tick(self) -> bool:
         """Hand out what is due, then admit. True if more may wait, for which there was no room."""
         self._side()
-        room = 2 * self._slots - self._broker.depth()
+        depth = self._broker.depth()
+        room = 2 * self._slots - depth
         self._probe()
         self._observe()
         if room <= 0:
             return True
-        self._patience = FULL_PAUSE
         settings = self._rt.settings
         with alone(self._rt.engine) as conn:
             due = schedule.claim_due(
                 conn, room, lease_seconds=settings.lease, by_list=self._by_list
             )
         due = self._without_poison(due)
-        admitted = self._admit(room - self._messages(due))
+        # What is let in is not to wait for threads that have enough to submit for now.
+        submits = self._rt.pace.room() - depth
+        self._crowded = False
+        admitted = self._admit(min(room - self._messages(due), submits))
         self._look_after_credits()
         claims = due + admitted
         if claims:
             reached("dispatch.after_claim")
+        if claims:
+            self._patience = FULL_PAUSE
         batches = self._batches(claims, room)
         self._hand_out(batches)
-        return len(batches) >= room
+        return self._crowded or len(batches) >= min(room, submits)
 
     def _observe(self) -> None:
         """Once in a tick: have the task list read, where that costs less than a GET for each."""
@@ -260,7 +266,7 @@ class Dispatcher:
         limit = self._rt.settings.max_in_flight
         with self._rt.engine.begin() as conn:
             # With a gate closed for everything nobody is let in, and deadlines pass all the same.
-            return schedule.admit(
+            admitted = schedule.admit(
                 conn,
                 most,
                 max_in_flight=min(limit, waits.limit or limit),
@@ -268,6 +274,8 @@ class Dispatcher:
                 ceiling=gates.sending(conn).ceiling if waits.held else None,
                 open_purse=self._open_purse,
             )
+        self._crowded = self._crowded or admitted is None
+        return admitted or []
 
     def _open_purse(self, conn: Connection) -> Purse:
         """What may be spent now. Until the provider has told the balance once, nothing, for some

@@ -228,6 +228,7 @@ def end(
     begun: Begun,
     seen: AbstractSet[str],
     *,
+    young: AbstractSet[str] = frozenset(),
     pages: int,
     failed: bool,
     limited: float | None = None,
@@ -237,7 +238,8 @@ def end(
 ) -> Verdict | None:
     """Record the pass, and have what it did not show looked at. None if the turn was lost.
 
-    `seen`: the remote tasks of running generations that the pages showed. `limited`: it failed for
+    `seen`: the remote tasks of running generations that the pages showed; `young`: of those
+    that they did not have to show yet. `limited`: it failed for
     a limit on the rate of requests, which asks to wait so many seconds.
     """
     row = conn.execute(
@@ -253,8 +255,10 @@ def end(
     verdict = choice.judge(
         done, backward=row.backward, failures=row.failures, least=least, every=every
     )
-    if unseen and verdict.engaged and done.showed_them:
-        by_its_own(conn, unseen)
+    if verdict.engaged and done.showed_them:
+        unseen += _overdue(conn, begun, seen | young, every=every, most=pages)
+        if unseen:
+            by_its_own(conn, unseen)
     if not verdict.engaged:
         _hand_over(conn, every=every)
     conn.execute(
@@ -299,6 +303,28 @@ def _unseen(conn: Connection, begun: Begun, seen: AbstractSet[str]) -> list[uuid
         g.submitted_at < begun.before,
         seen=seen,
     )
+    return list(conn.execute(select(g.id).where(among(g.remote_task_id, missed))).scalars())
+
+
+def _overdue(
+    conn: Connection, begun: Begun, seen: AbstractSet[str], *, every: float, most: int
+) -> list[uuid.UUID]:
+    """Those past their first look that the list need not show yet, did not in this pass, and
+    could have in the one before. None if they are more than `most`: then it is the list that is
+    late, and a GET for each would cost more than waiting for it.
+    """
+    missed = not_among(
+        conn,
+        g.remote_task_id,
+        LIVE_ONES,
+        BY_LIST,
+        g.polls > 0,
+        g.submitted_at >= begun.before,
+        g.submitted_at < begun.began - timedelta(seconds=every),
+        seen=seen,
+    )
+    if len(missed) > most:
+        return []
     return list(conn.execute(select(g.id).where(among(g.remote_task_id, missed))).scalars())
 
 

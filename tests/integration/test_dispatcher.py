@@ -355,6 +355,33 @@ def test_what_shares_no_message_is_not_let_in_beyond_the_room(lab, tmp_path):
     assert messages.stages() == [Stage.UPLOAD] * 6
 
 
+def test_no_more_is_let_in_than_the_threads_of_its_process_submit_soon(lab):
+    lab.rt = lab.make_runtime(max_in_flight=1000)
+    quick(lab.rt)
+    for n in range(10 * MOST):
+        lab.enqueue(text_request(f"cat {n}"))
+    messages = Messages(lab, lambda *_: 0, waiting=4)
+    one = dispatcher(lab, messages, slots=32)
+    with lab.rt.pace.turn(), lab.rt.pace.turn():
+        assert one.tick() is True, "there is more"
+    assert len(messages.published) == lab.rt.pace.room() - 4 - 2
+    messages.waiting = 8
+    assert one.tick() is True
+    assert len(messages.published) == 2, "threads have enough to do"
+
+
+def test_who_finds_somebody_else_admitting_looks_again_soon(lab):
+    lab.enqueue(text_request())
+    messages = Messages(lab, lambda *_: 0)
+    one = dispatcher(lab, messages)
+    with lab.rt.engine.begin() as conn:
+        assert schedule.admit(conn, 0, max_in_flight=1, lease_seconds=3, ceiling=None) == []
+        assert one.tick() is True
+    assert messages.published == []
+    assert one.tick() is False
+    assert messages.stages() == [Stage.SUBMIT]
+
+
 def test_a_dispatcher_knows_what_the_tasks_of_its_process_learn(lab):
     runtime.use(lab.rt)
     with contextlib.closing(runtime.for_dispatcher(lab.rt.settings)) as own:

@@ -411,15 +411,42 @@ def test_what_is_due_is_sought_though_the_list_need_not_show_it_yet(lab):
     assert (found.sought, found.missed, found.pages, found.engaged) == (0, 0, 3, True)
 
 
-def test_what_the_list_does_not_show_yet_is_not_sought_through_all_of_it(lab):
+def test_what_is_due_is_sought_behind_all_that_is_as_young(lab):
     lab.rt = lab.make_runtime(list_lag=15.0)
-    lay_down(lab, 250, age=1)
-    lab.sim.inject(count=700, seconds=1e6, age=0, status="processing")
-    lab.sql("UPDATE generations SET remote_task_id = remote_task_id || 'x'")
+    lay_down(lab, 10, age=3)
+    lab.sim.inject(count=(BARREN + 2) * 100, seconds=1e6, age=1, status="processing")
     observe.run(lab.rt, next_turn(lab).lease)
     found = state(lab)
     lab.sql("DELETE FROM generations")  # they have no history to be looked at
-    assert found.pages == BARREN
+    assert found.pages == BARREN + 3
+
+
+def test_what_the_list_does_not_show_yet_is_not_sought_through_all_of_it(lab):
+    lab.rt = lab.make_runtime(list_lag=15.0)
+    lay_down(lab, 250, age=1)
+    lab.sim.inject(count=700, seconds=1e6, age=60, status="processing")
+    lab.sql("UPDATE generations SET remote_task_id = remote_task_id || 'x'")
+    observe.run(lab.rt, next_turn(lab).lease)
+    found, gets = state(lab), polled(lab)
+    lab.sql("DELETE FROM generations")  # they have no history to be looked at
+    assert found.pages == 4, "the last of them holds nothing that is young"
+    assert not gets, "it is the list that is late"
+
+
+def test_what_is_young_and_was_passed_over_twice_gets_its_own_get(lab):
+    lab.rt = lab.make_runtime(list_lag=15.0)
+    shown = send(lab, LEAST)
+    missing = lab.send("[sim: list_lag=3600]")
+    lab.sql("UPDATE generations SET due_at = now(), submitted_at = now()")
+    assert a_pass(lab)
+    assert not polled(lab), "the next pass may show it"
+    lab.sql("UPDATE generations SET submitted_at = now() - interval '10 seconds'")
+    assert a_pass(lab)
+    assert set(polled(lab)) == {missing}
+    lab.end_tasks()
+    lab.run(lab.claim(missing))
+    assert lab.get(missing).status is Status.COMPLETED
+    assert {lab.get(one).status for one in shown} == {Status.RUNNING}
 
 
 def test_slow_pages_are_read_some_at_a_time(lab):

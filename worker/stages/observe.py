@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from functools import partial
 from itertools import count
 
@@ -46,25 +47,36 @@ class _Pass:
     """Seen as well, though the list need not show them yet."""
     ended: int = 0
     barren: int = 0
+    newest: datetime | None = None
+    """When the youngest task of all pages was created, by the provider's clock."""
+    aged: bool = False
+    """The latest page showed only tasks so old that what is young stands on none after it."""
     latency: float = 0.0
     """Seconds that the latest answer took."""
     applying: float = 0.0
     """Seconds that its page took afterwards."""
 
-    def add(self, page: Page) -> None:
-        """One page more."""
+    def add(self, page: Page, tasks: Sequence[Observation], *, list_lag: float) -> None:
+        """One page more, and what it showed."""
         self.pages += 1
         fresh = (set(page.shown) - self.shown) | (set(page.young) - self.young)
         self.barren = 0 if fresh else self.barren + 1
         self.shown.update(page.shown)
         self.young.update(page.young)
         self.ended += len(page.ended)
+        created = max((task.created_at for task in tasks if task.created_at), default=None)
+        self.newest = max(filter(None, (self.newest, created)), default=None)
+        self.aged = (
+            created is None
+            or self.newest is None
+            or created < self.newest - timedelta(seconds=list_lag)
+        )
 
     def over(self, begun: Begun) -> bool:
         """Nothing more is to be had, or not for what it costs."""
-        found = len(self.shown)
-        # Of what the list must show some was found, or nothing is sought; the rest may be young.
-        shows_them = found > 0 or begun.sought == 0
+        # Of what the list must show some was found; where only young ones are sought, some of
+        # these, or there was nothing as young as they are.
+        shows_them = bool(self.shown) or (begun.sought == 0 and (bool(self.young) or self.aged))
         return (
             self._left(begun) <= 0
             or self.pages >= begun.budget
@@ -110,8 +122,9 @@ def run(rt: Runtime, lease: int) -> None:
         with reading_ahead.reader(partial(_read, rt)) as read:
             for answer in _pages(rt, read, begun, passed):
                 arrived = time.monotonic()
-                page = _apply(rt, begun, [common.observation(task) for task in answer.data])
-                passed.add(page)
+                seen = [common.observation(task) for task in answer.data]
+                page = _apply(rt, begun, seen)
+                passed.add(page, seen, list_lag=settings.list_lag)
                 reached("observe.after_page")
                 with rt.engine.begin() as conn:
                     if not turns.hold_on(conn, lease, lease_seconds=settings.lease):
@@ -131,6 +144,7 @@ def run(rt: Runtime, lease: int) -> None:
             conn,
             begun,
             passed.shown,
+            young=passed.young,
             pages=passed.pages,
             failed=failed,
             limited=limited,

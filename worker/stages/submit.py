@@ -43,8 +43,9 @@ def run(rt: Runtime, claims: Sequence[tuple[uuid.UUID, int]]) -> None:
     `claims`: id and lease of each. One after another, as this is one thread; what is written about
     them before and after the POSTs is written together where POSTs are quick.
     """
-    rows = common.begin_many(rt.engine, claims)
-    submit(rt, [row for row in rows if row.status == Status.UPLOADING])
+    with rt.pace.turn():
+        rows = common.begin_many(rt.engine, claims)
+        submit(rt, [row for row in rows if row.status == Status.UPLOADING])
 
 
 def submit(rt: Runtime, rows: Sequence[common.Row]) -> None:

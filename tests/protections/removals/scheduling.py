@@ -123,11 +123,35 @@ PROTECTIONS = (
         (
             Edit(
                 "worker/dispatcher.py",
-                "room = 2 * self._slots - self._broker.depth()",
-                "room = 1000 - self._broker.depth()",
+                "room = 2 * self._slots - depth",
+                "room = 1000 - depth",
             ),
         ),
         (f"{DISPATCHER}::test_no_more_messages_than_twice_the_slots",),
+    ),
+    Protection(
+        "submitting-threads-take-turns",
+        "threads that submit to a quick provider do not make each other late",
+        (Edit("worker/pace.py", "while self._running >= self.threads and", "while False and"),),
+        ("tests/unit/test_pace.py::test_where_posts_are_quick_threads_take_turns",),
+    ),
+    Protection(
+        "a-turn-without-end-holds-nobody-up",
+        "a provider that hangs is asked by all threads",
+        (Edit("worker/pace.py", " and self._ended != ended:", ":"),),
+        ("tests/unit/test_pace.py::test_a_turn_that_does_not_end_holds_nobody_up_for_long",),
+    ),
+    Protection(
+        "let-in-what-is-submitted-soon",
+        "no more is let in than the threads of a process submit soon",
+        (Edit("worker/dispatcher.py", "submits = self._rt.pace.room() - depth", "submits = 1000"),),
+        (f"{DISPATCHER}::test_no_more_is_let_in_than_the_threads_of_its_process_submit_soon",),
+    ),
+    Protection(
+        "admission-missed-is-tried-again-soon",
+        "a dispatcher that found another one admitting does not sleep for a tick",
+        (Edit("worker/dispatcher.py", "return self._crowded or len(", "return len("),),
+        (f"{DISPATCHER}::test_who_finds_somebody_else_admitting_looks_again_soon",),
     ),
     Protection(
         "dispatcher-outlives-everything",
@@ -230,7 +254,7 @@ PROTECTIONS = (
     Protection(
         "one-admits-at-a-time",
         "two dispatchers together never exceed the slots",
-        (Edit(SCHEDULE, "    if not locked:\n        return []\n", ""),),
+        (Edit(SCHEDULE, "    if not locked:\n        return None\n", ""),),
         (f"{SQL}::test_only_one_admits_at_a_time_and_the_other_does_not_wait",),
     ),
     Protection(
