@@ -46,7 +46,7 @@ def admit(conn: Connection, senior: Senior | None = None, limit: int = 50) -> li
         ceiling=None,
         open_purse=lambda conn: Purse(credit.funds(conn), senior),
     )
-    return [claim.id for claim in claims]
+    return [claim.id for claim in claims or ()]
 
 
 def charged(conn: Connection, amount: object) -> None:
