@@ -35,13 +35,14 @@ class Steps:
 
     def admit(self, limit: int = 100, *, max_in_flight: int = 50) -> list[Claim]:
         with self.rt.engine.begin() as conn:
-            return schedule.admit(
+            admitted = schedule.admit(
                 conn,
                 limit,
                 max_in_flight=max_in_flight,
                 lease_seconds=self.rt.settings.lease,
                 ceiling=None,
             )
+        return admitted or []
 
     def due(self) -> list[Claim]:
         with self.rt.engine.begin() as conn:
