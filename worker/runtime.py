@@ -47,7 +47,13 @@ class Runtime:
         self.engine.dispose()
 
 
-def build(settings: Settings, *, pool_size: int | None = None, trusted: float = 0.0) -> Runtime:
+TRUSTED = 0.5
+"""Seconds after its last use in which a connection is taken to be alive still: what one message
+does in a row needs one check, not one for each of its transactions.
+"""
+
+
+def build(settings: Settings, *, pool_size: int | None = None, trusted: float = TRUSTED) -> Runtime:
     """Build everything from settings. Opens no connection yet.
 
     `pool_size`: database connections, by default one for each thread of a worker. `trusted`: as
