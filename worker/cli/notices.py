@@ -135,8 +135,10 @@ def resend(
         if dead:
             ids = reading.dead_ids(conn, receiver=receiver, limit=limit)
             if receiver is not None and not ids:
-                there = ", ".join(reading.dead_receivers(conn)) or "there is none"
-                raise BadInput(f"--receiver is {receiver!r}; allowed: one with dead notices: {there}")
+                known = ", ".join(reading.dead_receivers(conn)) or "there is none"
+                raise BadInput(
+                    f"--receiver is {receiver!r}; allowed: one with dead notices: {known}"
+                )
         else:
             ids = [_find(conn, name).id for name in names]
         done = reading.resend(conn, ids, by=who)
