@@ -149,6 +149,13 @@ def _call(node: Any, recorded: Recording, at: float) -> Vector | float:
                 for labels, values in samples.items()
                 if len(values) > 1
             }
+        case "max_over_time":
+            window = node.args[0].range.total_seconds()
+            samples = _chosen(node.args[0].vector_selector, recorded, at, window)
+            return {
+                _nameless(labels): max(value for _, value in values)
+                for labels, values in samples.items()
+            }
         case "histogram_quantile":
             buckets = _vector(_value(node.args[1], recorded, at))
             return _quantile(float(node.args[0].val), buckets)

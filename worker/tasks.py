@@ -123,7 +123,7 @@ _DELIVERING = replace(deliver.KIND, run=partial(deliver.run, send_task=_send_tas
 @app.task(name="seedance.reconcile")
 def reconcile_all() -> None:
     """Hold the provider's task list against our rows."""
-    reconcile.run(runtime())
+    reconcile.by_the_clock(runtime())
 
 
 @app.task(name="seedance.balance")

@@ -169,6 +169,12 @@ def resend(conn: Connection, ids: Sequence[uuid.UUID], *, by: By) -> list[uuid.U
     return [row.id for row in done]
 
 
+def dead_receivers(conn: Connection, *, limit: int = 20) -> list[str]:
+    """Whose notices were set aside."""
+    dead = select(n.receiver).where(n.status == str(State.DEAD)).distinct()
+    return list(conn.execute(dead.order_by(n.receiver).limit(limit)).scalars())
+
+
 def dead_ids(conn: Connection, *, receiver: str | None, limit: int) -> list[uuid.UUID]:
     """Notices that were set aside, of one receiver if it is named, the oldest first."""
     chosen = [] if receiver is None else [n.receiver == receiver]

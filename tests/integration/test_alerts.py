@@ -316,6 +316,24 @@ def test_upkeep_is_missed_by_what_the_settings_say(
         assert [dict(labels)["what"] for labels in missed] == expected
 
 
+def test_a_backoff_that_opens_between_two_refusals_is_one_outage(rt: Runtime) -> None:
+    """Its time is up every few minutes; until the next refusal nothing is held back."""
+    expression = ALERTS["SeedanceBackoffLong"]["expr"]
+    with rt.engine.begin() as conn:
+        healthy(conn)
+    well = read(rt.engine, rt)
+    with rt.engine.begin() as conn:
+        backoff(conn)
+    closed = read(rt.engine, rt)
+    recording = Recording()
+    times = [n * MINUTE for n in range(40)]
+    for minute, at in enumerate(times):
+        refused = minute < 20 and minute % 4
+        recording.scrape(at, closed if refused else well)
+    assert promql.holds(expression, recording, times[1:20])
+    assert not promql.evaluate(expression, recording, times[26])
+
+
 def test_silence_is_noticed() -> None:
     rule = ALERTS["SeedanceMetricsAbsent"]
     assert promql.holds(rule["expr"], Recording(), [n * MINUTE for n in range(6)])

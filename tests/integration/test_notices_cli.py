@@ -90,6 +90,8 @@ def test_list_has_filters_and_every_form(cli, desk, receiver):
         assert one["generation_id"] == str(found), argv
     [heading, *lines] = cli("notices", "list").splitlines()
     assert heading.split("\t")[:3] == ["id", "status", "type"]
+    assert heading.split("\t")[-1] == "receiver", "what --receiver takes"
+    assert lines[1].split("\t")[-1] == receiver.url("")
     assert len(lines) == 2
 
 
@@ -109,7 +111,9 @@ def test_resend_by_name_and_all_that_are_dead(cli, desk, receiver):
     assert "1 notices" in cli("notices", "resend", str(desk.view(first).id))
     assert desk.view(first).status is State.PENDING
     assert desk.view(second).status is State.DEAD
-    assert "0 notices" in cli("notices", "resend", "--dead", "--receiver", "queue:x")
+    for wrong in ("queue:x", receiver.url("/hook")):
+        said = cli("notices", "resend", "--dead", "--receiver", wrong, code=2)
+        assert f"allowed: one with dead notices: {receiver.url('')}" in said, "whom it can name"
     assert "1 notices" in cli("notices", "resend", "--dead", "--receiver", receiver.url(""))
     desk.work()
     assert {str(first), str(second)} == {one.data["id"] for one in receiver.taken()}

@@ -6,6 +6,7 @@ from decimal import Decimal
 import pytest
 
 from models import watch
+from models.gates import GateName
 from models.lifecycle import Observation, Status
 from tests.integration.conftest import text_request
 from tests.integration.invariants import HeldAnswer, in_background, laboratory
@@ -24,6 +25,24 @@ def test_nothing_to_do(lab):
     report = lab.reconcile()
     assert report.complete
     assert (report.remote_tasks, report.pages) == (0, 1)
+
+
+@pytest.mark.parametrize("code", ["INTERNAL_ERROR", "SERVICE_BUSY"])
+def test_an_outage_of_the_provider_is_no_fault_of_upkeep(lab, caplog, code):
+    """A warning, as for the balance: an error would call somebody at each of its periods."""
+    lab.sim.fault("list", "error", code=code)
+    assert reconcile.by_the_clock(lab.rt) is None
+    said = [record for record in caplog.records if "the task list can't be read" in record.message]
+    assert [(record.levelname, record.name) for record in said] == [
+        ("WARNING", "worker.upkeep.reconcile")
+    ]
+    assert code in said[0].message
+
+
+def test_a_refused_key_closes_its_gate_when_reconcile_is_the_first_to_hear(lab):
+    lab.sim.fault("list", "error", code="INVALID_API_KEY")
+    assert reconcile.by_the_clock(lab.rt) is None
+    assert lab.gates() == {GateName.API_KEY}
 
 
 def test_a_lost_answer_is_adopted_before_it_settles(lab):

@@ -110,7 +110,11 @@ def _rows(conn: Connection, settings: Settings) -> list[Check]:
     second = _count(conn, select(func.count()).where(StrayTask.kind == "second"))
     if second:
         checks.append(
-            warn("strays", f"{second} second tasks: paid twice", "seedance reconcile lists them")
+            warn(
+                "strays",
+                f"{second} second tasks: may be paid twice",
+                "seedance reconcile lists them",
+            )
         )
     day = func.now() - timedelta(days=1)
     rejected = _count(conn, select(func.count()).where(RejectedMessage.at > day))
@@ -184,7 +188,7 @@ def _rights(conn: Connection) -> Iterator[Check]:
 
 _GATES = {
     gates.GateName.API_KEY: "correct SEEDANCE_API_KEY; `seedance balance` opens it at once",
-    gates.GateName.CREDIT: "buy credits; `seedance balance` opens it at once",
+    gates.GateName.CREDIT: "buy credits; `seedance balance` probes at once",
     gates.GateName.BACKOFF: "the provider asked to wait: it opens by itself",
 }
 

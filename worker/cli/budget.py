@@ -1,12 +1,13 @@
 """`seedance budget`: how much each tenant may spend."""
 
+from dataclasses import replace
 from typing import Any
 
 import click
 from sqlalchemy import Connection
 
 from models import budgets
-from models.budgets import Period, Room
+from models.budgets import Period, Policy, Room
 from models.operating import actions
 from models.operating.actions import Action
 from worker.author import author
@@ -90,23 +91,24 @@ def room_json(room: Room) -> dict[str, Any]:
 @click.argument("amount")
 @click.option(
     "--policy",
-    default="refuse",
-    show_default=True,
     metavar="refuse|wait",
-    help="What becomes of a request that is over it.",
+    help="What becomes of a request that is over it. (as it was; refuse, if it is new)",
 )
 @acting()
 def set_(
-    *, tenant: str, period: str, amount: str, policy: str, by: str | None, reason: str | None
+    *, tenant: str, period: str, amount: str, policy: str | None, by: str | None, reason: str | None
 ) -> None:
     """Set a budget in credits, or change the one there is.
 
     `refuse`: enqueueing fails. `wait`: the generation is stored, and is sent when the period is
     over or the budget is raised.
     """
-    new, who = new_budget(tenant, period, amount, policy), author(by, reason)
+    new = new_budget(tenant, period, amount, policy or Policy.REFUSE)
+    who = author(by, reason)
     with database() as engine, engine.begin() as conn:
         before = _as_set(conn, tenant, new.period)
+        if policy is None and before:
+            new = replace(new, policy=Policy(before["policy"]))
         budgets.put(conn, new)
         after = _as_set(conn, tenant, new.period)
         detail = {"period": str(new.period), **after, "before": before or None}

@@ -31,6 +31,7 @@ _COLUMNS = (
     "due_at",
     "settled_at",
     "error",
+    "receiver",
 )
 """Of the lines in a pipe; new ones are added at the end."""
 _MOST_AT_ONCE = 10_000
@@ -133,6 +134,11 @@ def resend(
     with database() as engine, engine.begin() as conn:
         if dead:
             ids = reading.dead_ids(conn, receiver=receiver, limit=limit)
+            if receiver is not None and not ids:
+                known = ", ".join(reading.dead_receivers(conn)) or "there is none"
+                raise BadInput(
+                    f"--receiver is {receiver!r}; allowed: one with dead notices: {known}"
+                )
         else:
             ids = [_find(conn, name).id for name in names]
         done = reading.resend(conn, ids, by=who)

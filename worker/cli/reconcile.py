@@ -10,7 +10,7 @@ from worker.upkeep import reconcile as upkeep
 _MEANS = {
     "adopted": "answers that were lost: now followed",
     "corrected": "ends that were missed: now ended here",
-    "second": "further tasks of one generation: paid twice",
+    "second": "further tasks of one generation: may be paid twice",
     "possible": "could be ours: decide with seedance resolve",
     "foreign": "not ours: left alone",
     "unseen": "running here, not in the list: each is looked at",

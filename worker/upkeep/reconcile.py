@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import DBAPIError
 
+from api_client import ApiError, Disposition
 from models import schedule, watch
 from models.lifecycle import Observation, Status
 from models.metrics import pulses
@@ -98,6 +99,18 @@ def run(rt: Runtime) -> Report:
         "" if report.complete else "; the list drifted, so the reading is not complete",
     )
     return report
+
+
+def by_the_clock(rt: Runtime) -> Report | None:
+    """What beat asks for. None if the provider did not show its list: the next one sees it all."""
+    try:
+        return run(rt)
+    except ApiError as error:
+        if error.disposition is Disposition.HOLD:
+            common.hold(rt, error)
+        else:
+            log.warning("the task list can't be read: %s", error)
+        return None
 
 
 def _apply(rt: Runtime, seen: Sequence[Observation]) -> Sightings:
