@@ -156,6 +156,7 @@ def worker(
     )
     log.info("worker %s starts with %s threads", node, running.concurrency)
     running.start()
+    log.info("worker %s has stopped", node)
     sys.exit(running.exitcode or 0)
 
 
