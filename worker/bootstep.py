@@ -60,8 +60,9 @@ class DispatcherStep(bootsteps.StartStopStep):
         )
         self._thread.start()
 
-    def stop(self, worker: Any) -> None:  # noqa: ARG002
+    def stop(self, worker: Any) -> None:
         """Claim nothing more. What was claimed is finished by this worker or due again soon."""
+        log.info("worker %s stops: it takes nothing new", worker.hostname)
         if self._heartbeat is not None:
             self._heartbeat.stop()
         if self._dispatcher is not None and self._thread is not None:

@@ -40,6 +40,11 @@ class Revision:
         """Nothing to migrate."""
         return self.current == self.head
 
+    @property
+    def newer(self) -> bool:
+        """The database is ahead of this code, as when the version before is started again."""
+        return self.current is not None and not self.known
+
 
 def revision(engine: Engine) -> Revision:
     """Read both revisions."""
@@ -53,8 +58,10 @@ def revision(engine: Engine) -> Revision:
 
 
 def upgrade(engine: Engine, target: str = "head") -> Revision:
-    """Migrate up. Safe to run twice at once and while workers run."""
+    """Migrate up. Safe to run twice at once and while workers run; newer tables are left alone."""
     config = _config()
+    if (found := revision(engine)).newer:
+        return found
     with _with_sessions(engine) as own, own.connect() as conn:
         config.attributes["connection"] = conn
         command.upgrade(config, target)

@@ -1,9 +1,11 @@
 """What we do at Celery's own occasions: logging is ours, and each line says which task it is of."""
 
 import os
-from typing import Any
+import sys
+from typing import Any, TextIO
 
 from celery import signals
+from celery.apps import worker as worker_program
 
 from worker import heartbeat, logs, reports, tracing
 from worker.settings import load_settings
@@ -27,9 +29,24 @@ def _set_up_logging(loglevel: int | str | None = None, **_: Any) -> None:
 def _name_worker(sender: str | None = None, **_: Any) -> None:
     name = sender or "worker"
     logs.name_process(name)
+    _keep_lines_json()
     reports.start(name)
     if load_settings().tracing:
         tracing.start(name)
+
+
+def _keep_lines_json() -> None:
+    """Celery says past logging that it stops, in plain words that break off a reader of JSON."""
+    if logs.chosen_format(sys.stderr) != "json":
+        return
+    program: Any = worker_program
+    said = program.safe_say
+
+    def say(words: str, to: TextIO | None = sys.__stderr__) -> None:
+        if to is not sys.__stdout__:
+            said(words, to)
+
+    program.safe_say = say
 
 
 def _name_beat(**_: Any) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import text
 
@@ -315,13 +316,18 @@ def test_reconcile_tells_what_is_not_ours(cli: Cli, sim: Any) -> None:
 
 def test_migrate_checks_first(cli: Cli, postgres: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"empty_{uuid.uuid4().hex[:8]}"
-    monkeypatch.setenv("SEEDANCE_DATABASE_URL", postgres.create_database(name))
+    monkeypatch.setenv("SEEDANCE_DATABASE_URL", url := postgres.create_database(name))
     monkeypatch.delenv("SEEDANCE_API_KEY")
     cli("list", code=1)
     assert "seedance migrate" in cli.err
     assert cli.json("migrate", "--check", code=1)["up_to_date"] is False
     assert cli.json("migrate")["up_to_date"] is True
     cli("migrate", "--check")
+    with psycopg.connect(url.replace("+psycopg", "")) as conn:
+        conn.execute("UPDATE alembic_version SET version_num = '9999'")
+    for words in (["migrate"], ["migrate", "--check"]):
+        assert "at 9999, newer than this version: left as it is" in cli(*words)
+    assert cli.json("migrate")["newer"] is True
     postgres.drop_database(name)
 
 

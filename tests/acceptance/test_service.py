@@ -186,7 +186,9 @@ def test_a_worker_stops_when_told(service: Service, shutdown: signal.Signals):
     worker = service.ready(service.worker())
     worker.signal(shutdown)
     assert worker.wait(30) >= 0, "it ends by itself (Celery says 1 after SIGINT)"
-    assert "Warm shutdown" in worker.text()
+    said = [json.loads(line)["event"] for line in worker.text().splitlines()]
+    assert said[-2].endswith("stops: it takes nothing new"), said
+    assert said[-1].endswith("has stopped"), "the last line, and each is JSON"
 
 
 def test_a_message_sent_twice_makes_one_generation(service: Service, sim: simulator.Simulator):

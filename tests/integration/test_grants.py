@@ -17,6 +17,7 @@ from tests.integration.conftest import text_request
 from worker.checkup.finding import Level
 from worker.checkup.postgres import database
 from worker.cli import cli
+from worker.cli.errors import database_problem
 from worker.requests import new_generation
 
 
@@ -159,6 +160,14 @@ def test_what_a_role_lacks_is_told(owner, role, as_role):
     assert "SELECT on uploads" in lacks
     with owner.connect() as conn:
         assert grants.missing(conn, Purpose.WORKER) == []
+
+
+def test_a_role_without_rights_is_told_how_to_get_them(as_role):
+    with pytest.raises(ProgrammingError) as refusal:
+        as_role.execute(text("SELECT 1 FROM generations"))
+    said = database_problem(refusal.value)
+    assert "permission denied" in said
+    assert "seedance migrate --grant" in said
 
 
 def test_only_an_ordinary_role_that_exists_gets_rights(owner):

@@ -98,6 +98,17 @@ def test_migrating_twice_changes_nothing(engine):
     assert catalogue(engine) == before
 
 
+def test_an_older_version_leaves_newer_tables_alone(empty):
+    """So that it can be started again, its `migrate` and its `up` included."""
+    migrate.upgrade(empty)
+    with empty.begin() as conn:
+        conn.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    before = catalogue(empty)
+    found = migrate.upgrade(empty)
+    assert (found.current, found.newer, found.up_to_date) == ("9999", True, False)
+    assert catalogue(empty) == before
+
+
 MIGRATE = """
 import sys
 from models.database import make_engine

@@ -35,13 +35,15 @@ def lists(lab):
 # --- the drawn seed -----------------------------------------------------------------------------
 
 
-def test_a_lost_answer_is_adopted(lab):
+def test_a_lost_answer_is_adopted(lab, caplog):
     generation_id = lab.in_doubt()
     assert lab.resolve(generation_id) is Outcome.ADOPTED
     view = lab.get(generation_id)
     assert view.status is Status.RUNNING
     assert view.remote_task_id == lab.submitted_tasks()[0]["task_id"]
     assert lab.outcomes(generation_id) == ["adopted"]
+    [told] = [record for record in caplog.records if "adopts" in record.getMessage()]
+    assert vars(told)["remote_task"] == view.remote_task_id, "for a restore's join with the logs"
     lab.complete(generation_id)
 
 

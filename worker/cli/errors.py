@@ -38,4 +38,6 @@ def database_problem(error: DBAPIError) -> str:
         return f"the database lacks tables ({said.partition(' LINE ')[0]}): run `seedance migrate`"
     if error.connection_invalidated or "connection" in said:
         return f"the database can't be reached: {said}; check SEEDANCE_DATABASE_URL"
+    if getattr(error.orig, "sqlstate", None) == "42501":
+        return f"the database refused: {said}; as the tables' owner: seedance migrate --grant ROLE"
     return f"the database refused: {said}"

@@ -34,7 +34,7 @@ _SAY_AGAIN = 15.0
 
 @click.command()
 @click.option("--check", is_flag=True, help="Change nothing; exit 1 if there is something to do.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: current, head, up_to_date.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: current, head, up_to_date, …")
 @click.option(
     "--grant",
     "roles",
@@ -68,8 +68,15 @@ def migrate(ctx: click.Context, *, check: bool, as_json: bool, roles: tuple[str,
                     raise Failed(f"--grant: {error}") from None
     if as_json:
         output.print_json(
-            {"current": after.current, "head": after.head, "up_to_date": after.up_to_date}
+            {
+                "current": after.current,
+                "head": after.head,
+                "up_to_date": after.up_to_date,
+                "newer": after.newer,
+            }
         )
+    elif after.newer:
+        click.echo(f"the database is at {after.current}, newer than this version: left as it is")
     elif check:
         state = "up to date" if after.up_to_date else f"to be migrated to {after.head}"
         click.echo(f"the database is at {after.current or 'nothing'}: {state}")
@@ -80,7 +87,7 @@ def migrate(ctx: click.Context, *, check: bool, as_json: bool, roles: tuple[str,
     if not as_json:
         for role, purpose in wanted:
             click.echo(f"role {role} has the rights of a {purpose}")
-    ctx.exit(0 if after.up_to_date else 1)
+    ctx.exit(0 if after.up_to_date or after.newer else 1)
 
 
 def _role(given: str) -> tuple[str, grants.Purpose]:
@@ -149,6 +156,7 @@ def worker(
     )
     log.info("worker %s starts with %s threads", node, running.concurrency)
     running.start()
+    log.info("worker %s has stopped", node)
     sys.exit(running.exitcode or 0)
 
 
@@ -256,7 +264,7 @@ def _obstacle(engine: Engine) -> str | None:
         return database_problem(error)
     if found.up_to_date:
         return None
-    if found.current is not None and not found.known:
+    if found.newer:
         # Newer workers are being rolled out; old and new code work side by side.
         log.warning("the database is at %s, newer than this version", found.current)
         return None

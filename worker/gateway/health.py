@@ -81,7 +81,7 @@ def _database(engine: Engine) -> str | None:
 def _migrations(engine: Engine) -> str | None:
     found = migrate.revision(engine)
     # A newer database is one of a deployment under way.
-    if found.up_to_date or (found.current is not None and not found.known):
+    if found.up_to_date or found.newer:
         return None
     return f"at {found.current or 'nothing'}, has to be at {found.head}: run `seedance migrate`"
 

@@ -59,5 +59,10 @@ def _adopt(rt: Runtime, generation_id: uuid.UUID, hint: Hint, task: Observation)
             into=frozenset({Status.UNCERTAIN}),
         )
     if done:
-        log.info("generation %s adopts remote task %s, by callback", generation_id, task.task_id)
+        log.info(
+            "generation %s adopts remote task %s, by callback",
+            generation_id,
+            task.task_id,
+            extra={"remote_task": task.task_id},
+        )
     return done

@@ -184,7 +184,12 @@ def _decide(rt: Runtime, one: InDoubt, verdict: Verdict) -> Outcome:
                     return Outcome.LOST
                 for other, number in others:
                     watch.flag_second(conn, generation_id, number, other)
-                log.info("generation %s adopts remote task %s", generation_id, task.task_id)
+                log.info(
+                    "generation %s adopts remote task %s",
+                    generation_id,
+                    task.task_id,
+                    extra={"remote_task": task.task_id},
+                )
                 return Outcome.ADOPTED
             case Absent() if callbacks.surely_sent(conn, generation_id):
                 _need_decision(conn, one, callbacks.WHY)
