@@ -94,6 +94,15 @@ def test_many_ends_cost_one_request(lab):
     assert lab.history(ids[0])[-1] == "complete"
 
 
+def test_a_line_tells_each_end(lab, caplog):
+    ids = send(lab, LEAST)
+    lab.end_tasks()
+    all_due(lab)
+    a_pass(lab)
+    of_ends = [record for record in caplog.records if " is completed" in record.getMessage()]
+    assert {record.generation for record in of_ends} == {str(one) for one in ids}
+
+
 def test_what_a_pass_writes_is_what_a_poll_writes(lab):
     """The same end, seen by GET and by the list, leaves the same row, history and ledger."""
     for end in ("completed", "failed", "expired", "cancelled"):

@@ -62,6 +62,17 @@ def with_client(rt, **around):
     return replace(rt, client=Client(rt.client, **around))
 
 
+def test_a_line_tells_each_task_of_which_generation_it_is(lab, caplog):
+    ids, claims = begin(lab, *cats(3))
+    submit.run(lab.rt, claims)
+    told = {
+        record.generation: record.remote_task
+        for record in caplog.records
+        if record.name == submit.__name__ and record.levelname == "INFO"
+    }
+    assert told == {str(one): lab.get(one).remote_task_id for one in ids}
+
+
 def test_one_transaction_each_for_all_intents_and_all_answers(lab, monkeypatch):
     monkeypatch.setattr(submit, "RECORD_WITHIN", 60.0)
     ids, claims = begin(lab, *cats(8))

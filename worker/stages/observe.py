@@ -209,5 +209,6 @@ def _apply(rt: Runtime, begun: Begun, seen: Sequence[Observation]) -> Page:
     for kind, seconds in page.took:
         rt.usual.note(kind_of(kind), seconds)
     for moved in page.ended:
-        log.info("generation %s is %s", moved.id, Status(moved.status))
+        of = {"generation": str(moved.id)}
+        log.info("generation %s is %s", moved.id, Status(moved.status), extra=of)
     return page

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
-from structlog.contextvars import bind_contextvars
+from structlog.contextvars import bind_contextvars, unbind_contextvars
 
 from api_client import ApiError, Disposition, GenerationRequest, NotSent, Submitted
 from models import callbacks, decisions, gates, schedule, submission, transitions, watch
@@ -81,9 +81,8 @@ def _submit(rt: Runtime, rows: Sequence[common.Row]) -> None:
     sending = _Sending(rt, intents, started)
     try:
         for intent in intents:
-            bind_contextvars(
-                generation=str(intent.generation_id), attempt=intent.attempt, remote_task=None
-            )
+            unbind_contextvars("remote_task")
+            bind_contextvars(generation=str(intent.generation_id), attempt=intent.attempt)
             its: dict[str, Any] = {"seed": intent.seed}
             secret = secrets[intent.generation_id]
             if secret is not None:
@@ -194,6 +193,14 @@ class _Sending:
             reached("submit.after_post")
             now = time.monotonic()
             rt.pace.took(now - self._begun)
+            # Before it is stored: should the database be lost, this line tells whose the task is.
+            log.info(
+                "generation %s: attempt %d made remote task %s",
+                intent.generation_id,
+                intent.attempt,
+                answer.task_id,
+                extra={"generation": str(intent.generation_id), "remote_task": answer.task_id},
+            )
             self._answered.append((intent, answer))
             self._oldest = min(self._oldest, now)
             if now - self._oldest > RECORD_WITHIN:
