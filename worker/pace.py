@@ -14,7 +14,7 @@ AT_ONCE = 0.1
 MOST = 16
 """Intents of one transaction, at most: so many may be in doubt when a worker dies."""
 
-PROCESSOR = 0.002
+PROCESSOR = 0.005
 """Seconds of a processor for one POST, about, with its share of the statements. Threads of one
 process take turns at one: more of them than a POST lasts times as long only make each other late.
 """
