@@ -142,6 +142,7 @@ class Dispatcher:
                 self._stop.wait(self._patience)
                 self._patience = min(self._rt.settings.tick, self._patience * 2)
             else:
+                self._patience = FULL_PAUSE
                 wait(self._pause())
 
     def _tell_pulse(self) -> None:
@@ -181,9 +182,8 @@ class Dispatcher:
         self._look_after_credits()
         claims = due + admitted
         if claims:
-            reached("dispatch.after_claim")
-        if claims:
             self._patience = FULL_PAUSE
+            reached("dispatch.after_claim")
         batches = self._batches(claims, room)
         self._hand_out(batches)
         return self._crowded or len(batches) >= min(room, submits)

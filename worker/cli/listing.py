@@ -53,7 +53,10 @@ def list_(*, limit: int, as_json: bool, **named: Any) -> None:
     """
     choice = chosen(**named)
     with database() as engine, engine.connect() as conn:
-        views = choosing.newest(conn, choice, limit=limit)
+        views = choosing.newest(conn, choice, limit=limit + 1)
+    if len(views) > limit:
+        del views[limit:]
+        click.echo(f"these are the newest {limit}, there are more: --limit", err=True)
     if as_json:
         output.print_json([output.generation_json(view) for view in views])
         return
