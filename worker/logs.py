@@ -105,7 +105,7 @@ def formatter(
 
     def redact(_logger: Any, _name: str, event: Event) -> Event:
         """Last before it is written, so that nothing that was added escapes it."""
-        return {name: cut.value(value) for name, value in event.items()}
+        return dict(cut.event(event))
 
     coloured = stream is not None and stream.isatty() and "NO_COLOR" not in os.environ
     rendering: list[Any]

@@ -78,6 +78,18 @@ class Redactor:
         text = _NAMED.sub(rf"\1{CUT}", text)
         return _SIGNING.sub(f"whsec_{CUT}", text)
 
+    def event(self, event: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The fields of a line, each as by `value`. One look at all texts together spares most
+        lines a look at each.
+        """
+        texts = [value for value in event.values() if isinstance(value, str)]
+        others = (value for value in event.values() if not isinstance(value, str))
+        plain = all(value is None or isinstance(value, bool | int | float) for value in others)
+        together = "\n".join(texts)
+        if plain and self.text(together) == together:
+            return event
+        return {name: self.value(value) for name, value in event.items()}
+
     def value(self, value: Any, *, _depth: int = 0) -> Any:
         """The same for all that a value holds, by the names of its parts as well (a copy).
 

@@ -144,3 +144,30 @@ def test_no_text_is_too_odd(text: str) -> None:
 @pytest.mark.parametrize("part", ["'text': '", '"text": "\\', "password=", "a?b/", "Bearer x" * 3])
 def test_a_long_text_takes_no_long(part: str) -> None:
     redactor.text(part * 40_000)  # the test's timeout would tell a pattern that backtracks
+
+
+FRAGMENTS = (
+    *SECRETS,
+    "https://s/f?X-Amz-Signature=abc",
+    "/p?token=x",
+    "redis://:pw@h:6379/0",
+    f"{CALLBACK}s3cr3t",
+    "Authorization: Bearer abc.def-123",
+    "password=pw",
+    "whsec_MfKQ9r8GKYqrTwjU",
+    "{'text': 'a cat",
+    '{\\"prompt\\": \\"a cat\\"}',
+    "generation 0b0e7f1a is completed",
+    "token",
+    "'",
+    '"',
+    " ",
+    "",
+)
+FIELDS = st.lists(st.sampled_from(FRAGMENTS), max_size=3).map("".join)
+OTHERS = st.one_of(st.none(), st.integers(), st.binary(max_size=3), st.lists(FIELDS, max_size=2))
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.one_of(FIELDS, FIELDS, OTHERS)))
+def test_a_line_is_cut_as_each_of_its_fields_would_be(event: dict[str, Any]) -> None:
+    assert redactor.event(event) == {name: redactor.value(part) for name, part in event.items()}
