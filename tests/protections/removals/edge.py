@@ -147,12 +147,18 @@ PROTECTIONS = (
         (f"{LOGS}::test_no_line_shows_a_secret", f"{REDACTION}::test_a_text_is_cut"),
     ),
     Protection(
+        "a-look-at-all-fields-together-misses-none",
+        "a line whose texts were looked at together is cut as each of its fields would be",
+        (Edit("worker/redaction.py", "if plain and self.text(together) == together:", "if True:"),),
+        ("tests/unit/test_redaction.py::test_a_line_is_cut_as_each_of_its_fields_would_be",),
+    ),
+    Protection(
         "every-field-of-a-line-is-cut",
         "what is bound to a line is cut as well as what it says",
         (
             Edit(
                 "worker/logs.py",
-                "        return {name: cut.value(value) for name, value in event.items()}\n",
+                "        return dict(cut.event(event))\n",
                 '        return {**event, "event": cut.value(event["event"])}\n',
             ),
         ),
