@@ -20,8 +20,13 @@ from worker.settings import Settings, load_settings
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """SIGTERM ends a run as Ctrl-C does: with its servers and workers stopped."""
+    """SIGTERM ends a run as Ctrl-C does: with its servers and workers stopped.
+
+    A shell starts what runs in its background with SIGINT ignored, and every process below
+    inherits that: the tests that press Ctrl-C would wait for nothing.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Imported where they are needed: a run of one process does without xdist.
