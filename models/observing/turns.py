@@ -256,9 +256,9 @@ def end(
         done, backward=row.backward, failures=row.failures, least=least, every=every
     )
     if verdict.engaged and done.showed_them:
-        unseen += _overdue(conn, begun, seen | young, every=every, most=pages)
-        if unseen:
-            by_its_own(conn, unseen)
+        overdue = _overdue(conn, begun, seen | young, every=every, most=pages)
+        if unseen or overdue:
+            by_its_own(conn, unseen + overdue)
     if not verdict.engaged:
         _hand_over(conn, every=every)
     conn.execute(
@@ -294,16 +294,7 @@ def _left(conn: Connection, *, every: float) -> int:
 
 def _unseen(conn: Connection, begun: Begun, seen: AbstractSet[str]) -> list[uuid.UUID]:
     """What ran all the while and was not shown, of those past their first look."""
-    missed = not_among(
-        conn,
-        g.remote_task_id,
-        LIVE_ONES,
-        BY_LIST,
-        g.polls > 0,
-        g.submitted_at < begun.before,
-        seen=seen,
-    )
-    return list(conn.execute(select(g.id).where(among(g.remote_task_id, missed))).scalars())
+    return _ids(conn, _not_shown(conn, g.submitted_at < begun.before, seen=seen))
 
 
 def _overdue(
@@ -313,19 +304,22 @@ def _overdue(
     could have in the one before. None if they are more than `most`: then it is the list that is
     late, and a GET for each would cost more than waiting for it.
     """
-    missed = not_among(
+    missed = _not_shown(
         conn,
-        g.remote_task_id,
-        LIVE_ONES,
-        BY_LIST,
-        g.polls > 0,
         g.submitted_at >= begun.before,
         g.submitted_at < begun.began - timedelta(seconds=every),
         seen=seen,
     )
-    if len(missed) > most:
-        return []
-    return list(conn.execute(select(g.id).where(among(g.remote_task_id, missed))).scalars())
+    return [] if len(missed) > most else _ids(conn, missed)
+
+
+def _not_shown(conn: Connection, *submitted: Any, seen: AbstractSet[str]) -> list[str]:
+    """The remote tasks of those past their first look that were not seen."""
+    return not_among(conn, g.remote_task_id, LIVE_ONES, BY_LIST, g.polls > 0, *submitted, seen=seen)
+
+
+def _ids(conn: Connection, task_ids: list[str]) -> list[uuid.UUID]:
+    return list(conn.execute(select(g.id).where(among(g.remote_task_id, task_ids))).scalars())
 
 
 def _hand_over(conn: Connection, *, every: float) -> None:

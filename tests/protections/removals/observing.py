@@ -57,19 +57,19 @@ PROTECTIONS = (
     Protection(
         "observed-missing-gets-its-own-get",
         "a task that the list does not show gets its own GET",
-        (Edit(TURNS, "            by_its_own(conn, unseen)\n", "            pass\n"),),
+        (Edit(TURNS, "            by_its_own(conn, unseen + overdue)\n", "            pass\n"),),
         (f"{OBSERVE}::test_a_task_missing_in_the_list_gets_its_own_get",),
     ),
     Protection(
         "observed-young-and-passed-over-gets-its-own-get",
         "what ended at once does not wait for the list's lag where the list passed it over",
-        (Edit(TURNS, "        unseen += _overdue(", "        _overdue("),),
+        (Edit(TURNS, "by_its_own(conn, unseen + overdue)", "by_its_own(conn, unseen)"),),
         (f"{OBSERVE}::test_what_is_young_and_was_passed_over_twice_gets_its_own_get",),
     ),
     Protection(
         "a-late-list-is-waited-for",
         "a list that shows tasks late does not cost a GET for each",
-        (Edit(TURNS, "    if len(missed) > most:", "    if not missed:"),),
+        (Edit(TURNS, "[] if len(missed) > most else _ids", "_ids"),),
         (f"{OBSERVE}::test_what_the_list_does_not_show_yet_is_not_sought_through_all_of_it",),
     ),
     Protection(
