@@ -32,10 +32,11 @@ _NAMES = r"authorization|x-api-key|api[_-]?key|passwords?|passwd|secrets?|(?:acc
 _SECRET_NAME = re.compile(rf"(?:.*[_-])?(?:{_NAMES}|auth|cookies?|set-cookie|dsn)", re.IGNORECASE)
 _PROMPT_NAMES = frozenset({"text", "prompt", "prompts", "args", "kwargs", "argsrepr", "kwargsrepr"})
 
-# One cheap look decides whether the dear patterns are tried at all: most lines have nothing.
-_SUSPECT = re.compile(
-    r"auth|key|passw|secret|token|bearer|basic|whsec_|(?:text|prompt)\\{0,7}['\"]|/callbacks/",
-    re.IGNORECASE,
+# One cheap look decides whether the dear patterns are tried at all: most lines have nothing. To
+# search a text for each of these takes a fraction of what one pattern of them all does.
+_SUSPECT = (
+    *("auth", "key", "passw", "secret", "token", "bearer", "basic", "whsec_"),
+    *("text", "prompt", "/callbacks/"),
 )
 _NAMED = re.compile(
     rf"(\b(?:{_NAMES})['\"]?\s*[:=]\s*['\"]?)(?:(?:bearer|basic)\s+)?[^\s'\",;&)\]}}]+",
@@ -69,7 +70,8 @@ class Redactor:
         if self._secrets is not None:
             text = self._secrets.sub(CUT, text)
         text = urls.redact(text)
-        if _SUSPECT.search(text) is None:
+        folded = text.casefold()
+        if not any(suspect in folded for suspect in _SUSPECT):
             return text
         text = callback_address.hidden(text)
         text = _PROMPT.sub(rf"\1'{CUT}'", text)

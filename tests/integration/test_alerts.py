@@ -21,6 +21,7 @@ from sqlalchemy import Connection, Engine, insert, text
 
 from api_client import RequestSeen
 from api_client.observing import Outcome
+from api_client.verdicts import Endpoint
 from models import gates, intake
 from models.gates import GateName
 from models.lifecycle import Status
@@ -171,10 +172,12 @@ def _add(conn: Connection, *values: tuple[str, tuple[str, ...], int, int]) -> No
     totals.add(conn, [Sample(n, labels, b, Decimal(v)) for n, labels, b, v in values])
 
 
-def _request(conn: Connection, outcome: Outcome, took: float, times: int) -> None:
+def _request(
+    conn: Connection, outcome: Outcome, took: float, times: int, endpoint: Endpoint = "get"
+) -> None:
     tally = Tally()
     for _ in range(times):
-        tally.request(RequestSeen("get", outcome, took))
+        tally.request(RequestSeen(endpoint, outcome, took))
     totals.add(conn, tally.take())
 
 
@@ -314,6 +317,20 @@ def test_upkeep_is_missed_by_what_the_settings_say(
         missed = promql.evaluate(expression, recording, now)
         assert isinstance(missed, dict)
         assert [dict(labels)["what"] for labels in missed] == expected
+
+
+def test_the_first_requests_to_an_endpoint_are_slow_ones(rt: Runtime) -> None:
+    """A rate sees nothing of a series that begins with them."""
+    with rt.engine.begin() as conn:
+        healthy(conn)
+    recording = Recording()
+    recording.scrape(0, read(rt.engine, rt))
+    with rt.engine.begin() as conn:
+        _request(conn, Outcome.OK, 20.0, 3, "cancel")
+    recording.scrape(MINUTE, read(rt.engine, rt))
+    found = promql.evaluate(ALERTS["SeedanceProviderSlow"]["expr"], recording, MINUTE)
+    assert isinstance(found, dict)
+    assert [dict(labels)["endpoint"] for labels in found] == ["cancel"]
 
 
 def test_a_backoff_that_opens_between_two_refusals_is_one_outage(rt: Runtime) -> None:

@@ -88,6 +88,7 @@ _REQUESTS = tuple(product(get_args(Endpoint), map(str, Outcome)))
 _CONSTANT: Mapping[str, tuple[tuple[str, ...], ...]] = {
     d.TRANSITIONS.name: tuple((str(event),) for event in Event),
     d.REQUESTS.name: _REQUESTS,
+    d.REQUEST_SECONDS.name: tuple((endpoint,) for endpoint in get_args(Endpoint)),
     d.NOTICES.name: tuple(product(("webhook", "task"), ("taken", "again", "dead"))),
     d.STORED.name: tuple(product(("video", "last_frame"), ("stored", "again", "lost"))),
 }
