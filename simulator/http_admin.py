@@ -134,8 +134,7 @@ class HttpAdmin:
         return _json([_account_view(account) for account in self.world.accounts.values()])
 
     async def _change_account(self, request: web.Request) -> web.StreamResponse:
-        key = request.query.get("api_key") or self.world.config.api_keys[0]
-        account = self.world.accounts[key]
+        account = self.world.named_account(request.query.get("api_key"))
         order = AccountChange.model_validate(await request.json())
         self.world.change_account(account, order.model_dump(exclude_unset=True))
         return _json(_account_view(account))

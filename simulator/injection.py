@@ -49,8 +49,8 @@ class Change(Shown):
 
 
 def inject(world: World, order: Injection) -> list[Task]:
-    """Create foreign tasks. Raises ApiError for a bad submit field, KeyError for a bad key."""
-    account = world.accounts[order.api_key or world.config.api_keys[0]]
+    """Create foreign tasks. Raises ApiError for a bad submit field, ValueError for a bad key."""
+    account = world.named_account(order.api_key)
     body: dict[str, Any] = {
         "content": [{"type": "text", "text": "a task of some other program"}],
         **(order.model_extra or {}),

@@ -215,6 +215,14 @@ class World:
         account = self._opened_by.get(key or "")
         return account if account is not None and account.enabled else None
 
+    def named_account(self, key: str | None) -> Account:
+        """The account of this name, or that a key opens; the first for None. Raises ValueError."""
+        named = key or self.config.api_keys[0]
+        found = self.accounts.get(named) or self._opened_by.get(named)
+        if found is None:
+            raise ValueError(f"no account {named!r}; there are {', '.join(self.accounts)}")
+        return found
+
     def _set_keys(self, account: Account, keys: list[str]) -> None:
         taken = [key for key in keys if self._opened_by.get(key, account) is not account]
         if taken:

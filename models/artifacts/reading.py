@@ -11,6 +11,8 @@ from models.base import table_of
 
 a = table_of(Artifact).c
 
+_SHOWN = 3
+
 
 @dataclass(frozen=True)
 class ArtifactView:
@@ -48,6 +50,8 @@ class Unstored:
     """Of these, since over a day."""
     lost: int
     """In the last seven days."""
+    lost_of: tuple[uuid.UUID, ...]
+    """Some generations of these, the latest first."""
     error: str | None
     """Of the one that waits longest."""
 
@@ -58,10 +62,17 @@ def unstored(conn: Connection) -> Unstored:
     failing, alarming = conn.execute(
         select(func.count(), func.count(a.attention_at)).where(waits)
     ).one()
-    lost = conn.execute(
-        select(func.count()).where(a.lost_at > func.now() - timedelta(days=7))
-    ).scalar_one()
+    lately = a.lost_at > func.now() - timedelta(days=7)
+    lost = conn.execute(select(func.count()).where(lately)).scalar_one()
+    latest = func.max(a.lost_at)
+    lost_of = conn.execute(
+        select(a.generation_id)
+        .where(lately)
+        .group_by(a.generation_id)
+        .order_by(latest.desc())
+        .limit(_SHOWN)
+    ).scalars()
     error = conn.execute(
         select(a.error).where(waits).order_by(a.made_at).limit(1)
     ).scalar_one_or_none()
-    return Unstored(failing, alarming, lost, error)
+    return Unstored(failing, alarming, lost, tuple(lost_of), error)

@@ -408,6 +408,11 @@ def test_an_account_may_have_other_keys_and_lose_its_first(sim, api):
     assert Api(sim, "another account's").get(made).status_code == 404
     with pytest.raises(simulator.AdminError, match="open another account"):
         sim.change_account(sim.api_key, keys=["another account's"])
+    assert sim.change_account("second", credits="7")["total"] == "7", "a key says whose it is"
+    with pytest.raises(simulator.AdminError, match="no account 'nobody'; there are "):
+        sim.change_account("nobody", credits=7)
+    with pytest.raises(simulator.AdminError, match="no account 'nobody'"):
+        sim.inject(api_key="nobody")
 
 
 def test_a_reset_forgets_everything(sim, api):

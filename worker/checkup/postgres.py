@@ -11,13 +11,15 @@ from models.artifacts.reading import unstored
 from models.database import make_engine
 from models.ledger.drift import drift
 from models.lifecycle import Status
+from models.metrics import pulses
 from models.notices import State, reading
 from models.operating.pauses import PauseView
-from models.tables import BalanceSnapshot, Generation, RejectedMessage, StrayTask
+from models.tables import Generation, RejectedMessage, StrayTask
 from worker import migrate
 from worker.checkup.finding import Check, Findings, ok, warn, wrong
 from worker.redaction import redact
 from worker.settings import Settings
+from worker.upkeep.intervals import expected_within
 
 _OLDEST_POSTGRES = 140_000
 _LATE = 60.0
@@ -142,8 +144,7 @@ def _credits(conn: Connection) -> list[Check]:
     apart = drift(conn)
     checks = []
     if apart is not None and apart.large:
-        mend = "seedance reconcile, then look for others who use the key: seedance balance"
-        checks.append(warn("ledger", apart.explain(), mend))
+        checks.append(warn("ledger", apart.explain(), _DRIFTS[apart.credits > 0]))
     elif apart is not None:
         checks.append(ok("ledger", apart.explain()))
     waiting = _count(
@@ -186,6 +187,10 @@ def _rights(conn: Connection) -> Iterator[Check]:
         yield wrong("rights", f"the role {role} lacks {shown}", mend)
 
 
+_DRIFTS = {
+    True: "seedance reconcile, then look for others who use the key: seedance balance",
+    False: "did the provider give credits back, or does the key belong to another account now?",
+}
 _GATES = {
     gates.GateName.API_KEY: "correct SEEDANCE_API_KEY; `seedance balance` opens it at once",
     gates.GateName.CREDIT: "buy credits; `seedance balance` probes at once",
@@ -202,8 +207,9 @@ def _unstored(conn: Connection) -> Iterator[Check]:
         found = f"{state.failing} results could not be stored yet: {state.error}"
         yield warn("results", found, "they are tried again; seedance show tells of each")
     if state.lost:
-        found = f"{state.lost} results of the last week are lost"
-        yield warn("results", found, "the events `lost` in the histories say why")
+        of = ", ".join(map(str, state.lost_of))
+        found = f"{state.lost} results of the last week are lost, the latest of {of}"
+        yield warn("results", found, "seedance show ID says why")
 
 
 def _lateness(summary: reads.Summary) -> Check:
@@ -216,21 +222,18 @@ def _lateness(summary: reads.Summary) -> Check:
 
 
 def _upkeep(conn: Connection, settings: Settings) -> Check:
-    """Beat leaves no trace but what it had done: balances are recorded as often as it says."""
-    age: float | None = conn.execute(
-        select(func.extract("epoch", func.now() - func.max(BalanceSnapshot.at)))
-    ).scalar_one()
-    patience = 3 * settings.balance_every + 60
-    if age is None:
-        oldest = conn.execute(
-            select(func.extract("epoch", func.now() - func.min(Generation.created_at)))
-        ).scalar_one()
-        if oldest is None or oldest < patience:
-            return ok("upkeep", "nothing recorded yet")
-    elif age < patience:
-        return ok("upkeep", f"the balance was recorded {float(age):.0f} s ago")
-    since = "never" if age is None else f"{float(age):.0f} s ago"
-    return warn("upkeep", f"the balance was last recorded {since}", "is `seedance beat` running?")
+    """Beat leaves no trace but what it had done; in a new service, nothing for a while."""
+    now, began = conn.execute(select(func.now(), func.min(Generation.created_at))).one()
+    last = pulses.last(conn)
+    missed = []
+    for what, seconds in expected_within(settings).items():
+        since = last.get(what, began)
+        if since is not None and (age := (now - since).total_seconds()) > seconds:
+            missed.append(f"{what} {f'{age:.0f} s ago' if what in last else 'never'}")
+    if missed:
+        found = f"last success: {', '.join(missed)}"
+        return warn("upkeep", found, "is `seedance beat` running, and a worker?")
+    return ok("upkeep", "all of it succeeded lately")
 
 
 def _count(conn: Connection, query: object) -> int:
