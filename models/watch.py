@@ -75,7 +75,7 @@ def hold_against(
     """
     result = Sightings()
     known, new = transitions.told_by(conn, seen)
-    # One order for every pass: two passes over the same rows can't deadlock.
+    # One order for every pass: two over the same stray tasks can't deadlock.
     for task in sorted(seen, key=lambda task: task.task_id):
         if task.task_id in known:
             if task.task_id not in new:
@@ -395,4 +395,22 @@ def running_unseen(
         conn.execute(
             select(g.id).where(g.status == Status.RUNNING, among(g.remote_task_id, missed))
         ).scalars()
+    )
+
+
+def look_at(conn: Connection, ids: Sequence[uuid.UUID]) -> None:
+    """Each gets its own GET, which tells what the list doesn't; what somebody else has this moment
+    is found again the next time.
+    """
+    free = (
+        select(g.id)
+        .where(g.id.in_(ids), g.status == Status.RUNNING)
+        .with_for_update(skip_locked=True)
+        .cte("free")
+    )
+    conn.execute(
+        update(Generation)
+        .where(g.id == free.c.id)
+        .values(due_at=func.least(g.due_at, func.now()))
+        .execution_options(synchronize_session=False)
     )

@@ -21,7 +21,7 @@ from models.observing import choice
 from models.observing.choice import Pass, Verdict
 from models.observing.table import Observer
 from models.tables import LIVE_SQL, Generation
-from models.transitions.core import LOCK_ORDER, by_deadline, in_seconds
+from models.transitions.core import by_deadline, in_seconds
 from models.transitions.page import by_its_own
 
 g = table_of(Generation).c
@@ -323,13 +323,14 @@ def _ids(conn: Connection, task_ids: list[str]) -> list[uuid.UUID]:
 
 
 def _hand_over(conn: Connection, *, every: float) -> None:
-    """Back to polling one by one: those past their first look come due within an interval."""
+    """Back to polling one by one: those past their first look come due within an interval. What
+    somebody else has comes due by itself, as it was put ahead.
+    """
     soon = func.now() + func.make_interval(0, 0, 0, 0, 0, 0, every * func.random())
     theirs = (
         select(g.id)
         .where(LIVE_ONES, BY_LIST, g.polls > 0)
-        .order_by(*LOCK_ORDER)
-        .with_for_update()
+        .with_for_update(skip_locked=True)
         .cte("theirs")
     )
     conn.execute(

@@ -5,7 +5,7 @@ or asks for more than the page shows is left to the GET of that task, and to rec
 """
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -88,7 +88,8 @@ def apply_page(conn: Connection, seen: Sequence[Observation], *, before: datetim
         _seen(conn, unchanged)
     if not changed:
         return result
-    # Locked in the order that every pass keeps, and decided again on what is there now.
+    # Locked, but for what somebody else has, and decided again on what is there now. Waiting for a
+    # producer's open transaction on one would leave all the others unseen; the next pass finds it.
     ends: dict[Event, list[tuple[uuid.UUID, Observation]]] = {}
     further: list[tuple[uuid.UUID, Observation]] = []
     bare: list[uuid.UUID] = []
@@ -115,7 +116,8 @@ def apply_page(conn: Connection, seen: Sequence[Observation], *, before: datetim
 
 def told_by(conn: Connection, seen: Sequence[Observation]) -> tuple[set[str], set[str]]:
     """Of remote tasks those that a generation follows, or followed to its end; and of these those
-    of which something new is shown. That the rest is as it was is written down, now and then.
+    of which something new is shown, now locked. What somebody else has is left to the next pass.
+    That the rest is as it was is written down, now and then.
     """
     tasks = {task.task_id: task for task in seen}
     known, new, unchanged = set(), set(), []
@@ -132,7 +134,13 @@ def told_by(conn: Connection, seen: Sequence[Observation]) -> tuple[set[str], se
             unchanged.append(row.id)
     if unchanged:
         _seen(conn, unchanged)
-    return known, new
+    return known, _free(conn, new) if new else new
+
+
+def _free(conn: Connection, task_ids: Collection[str]) -> set[str]:
+    """Lock the generations that follow these tasks, but for those that somebody else has."""
+    query = select(g.remote_task_id).where(among(g.remote_task_id, task_ids))
+    return set(conn.execute(query.with_for_update(skip_locked=True)).scalars())
 
 
 def _running(
@@ -151,7 +159,7 @@ def _running(
         .where(among(g.remote_task_id, task_ids), g.status == Status.RUNNING)
         .order_by(*LOCK_ORDER)
     )
-    return conn.execute(query.with_for_update() if lock else query).all()
+    return conn.execute(query.with_for_update(skip_locked=True) if lock else query).all()
 
 
 def _decide(row: Row[Any], task: Observation) -> Finish | Progress | None:

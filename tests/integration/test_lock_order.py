@@ -1,7 +1,8 @@
 """Whoever changes many generations locks them in one order, or passes over what somebody has.
 
 Observing, reconciling and operators go over the same rows at the same time: in different orders
-two of them would wait for each other until the database ends one.
+two of them would wait for each other until the database ends one. And a producer's own transaction
+may hold a row for long: what goes over all that runs must not wait for it.
 """
 
 import uuid
@@ -59,22 +60,15 @@ def reconcile(*seen: Observation) -> Callable[[Connection, Any], object]:
     return lambda conn, _: watch.hold_against(conn, seen)
 
 
-ENDED = [Observation(task, "completed", video_url=VIDEO) for task in (SECOND, FIRST)]
-BARE = [Observation(SECOND, "completed"), ENDED[1]]
-
-
 @pytest.mark.parametrize(
     "act",
     [
-        observe(*ENDED),
-        observe(*BARE),
-        reconcile(*ENDED),
         lambda conn, ids: transitions.cancel_many(conn, list(ids.values())),
         lambda conn, ids: schedule.release(
             conn, [Claim(one, 7, Stage.POLL, 0) for one in ids.values()], seconds=2
         ),
     ],
-    ids=["observe", "observe without a video", "reconcile", "cancel", "release"],
+    ids=["cancel", "release"],
 )
 def test_who_waits_for_the_first_has_not_locked_the_second(engine, ids, act):
     def in_a_transaction() -> None:
@@ -88,6 +82,50 @@ def test_who_waits_for_the_first_has_not_locked_the_second(engine, ids, act):
             free = lock(other, SECOND)
             other.rollback()
     assert free
+
+
+def ended(task: str) -> Observation:
+    return Observation(task, "completed", video_url=VIDEO)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        observe(ended(SECOND), ended(FIRST)),
+        observe(Observation(SECOND, "completed"), ended(FIRST)),
+        observe(Observation(SECOND, "pending"), ended(FIRST)),
+        reconcile(ended(SECOND), ended(FIRST)),
+        reconcile(Observation(SECOND, "completed"), ended(FIRST)),
+        reconcile(Observation(SECOND, "pending"), ended(FIRST)),
+        lambda conn, ids: watch.look_at(conn, list(ids.values())),
+        lambda conn, _: turns._hand_over(conn, every=5),
+    ],
+    ids=[
+        *("observe", "observe without a video", "observe what is as it was"),
+        *("reconcile", "reconcile without a video", "reconcile what is as it was"),
+        *("look at", "hand over"),
+    ],
+)
+def test_a_pass_over_the_list_waits_for_nobody(engine, ids, act):
+    """A producer may hold a row for as long as its own transaction lasts."""
+    with engine.begin() as conn:
+        conn.execute(
+            text(
+                "UPDATE generations SET polls = 1, due_at = now() + interval '1 hour',"
+                " submitted_at = now() - interval '1 hour'"
+            )
+        )
+        before = rows.image(conn, ids[FIRST])
+    with engine.connect() as other:
+        assert lock(other, FIRST)
+        with engine.begin() as conn:
+            conn.execute(text("SET LOCAL lock_timeout = '1s'"))
+            act(conn, ids)
+        other.rollback()
+    with engine.begin() as conn:
+        assert rows.image(conn, ids[FIRST]) == before
+        act(conn, ids)
+        assert rows.image(conn, ids[FIRST]) != before, "the next pass finds it"
 
 
 def test_beginning_and_leaving_over_what_somebody_has(engine, ids):

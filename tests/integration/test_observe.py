@@ -525,6 +525,19 @@ def test_beside_reconcile_and_polls_nothing_is_told_twice(lab):
     assert [lab.history(generation_id).count("complete") for generation_id in ids] == [1] * 12
 
 
+def test_a_producers_open_transaction_holds_up_nobody_else(lab):
+    """It cancels one in a transaction of its own, and takes its time to commit."""
+    ids = send(lab, 3 * LEAST)
+    all_due(lab)
+    lab.end_tasks()
+    with lab.rt.engine.connect() as producer:
+        transitions.cancel(producer, ids[0])
+        a_pass(lab)
+        assert statuses(lab, ids) == ["running"] + ["completed"] * (len(ids) - 1)
+        producer.rollback()
+    lab.complete(ids[0])
+
+
 def test_a_stale_page_moves_nothing_back(lab):
     """Read before the end was seen by a GET, applied after it."""
     ids = send(lab, LEAST)

@@ -5,7 +5,7 @@ from decimal import Decimal
 
 import pytest
 
-from models import watch
+from models import transitions, watch
 from models.gates import GateName
 from models.lifecycle import Observation, Status
 from tests.integration.conftest import text_request
@@ -179,6 +179,28 @@ def test_a_running_task_that_the_list_does_not_show_is_looked_at(lab):
     assert lab.reconcile().unseen == (generation_id,)
     assert [claim.id for claim in lab.due()] == [generation_id]
     lab.complete(generation_id)
+
+
+def test_a_producers_open_transaction_holds_up_nobody_else(lab):
+    """It cancels some in a transaction of its own, and takes its time to commit."""
+    held, ended = lab.send("held"), lab.send("ended")
+    held_unseen, unseen = lab.send("[sim: list_lag=3600]"), lab.send("[sim: list_lag=3600]")
+    lab.sql(
+        "UPDATE generations SET submitted_at = now() - interval '1 hour',"
+        " due_at = now() + interval '1 hour'"
+    )
+    lab.end_tasks()
+    with lab.rt.engine.connect() as producer:
+        for one in (held, held_unseen):
+            transitions.cancel(producer, one)
+        report = lab.reconcile()
+        assert report.corrected == (lab.get(ended).remote_task_id,)
+        assert set(report.unseen) == {held_unseen, unseen}
+        assert [claim.id for claim in lab.due()] == [unseen]
+        producer.rollback()
+    assert lab.reconcile().corrected == (lab.get(held).remote_task_id,)
+    for one in (unseen, held_unseen):
+        lab.complete(one)
 
 
 def test_a_fresh_one_is_not_missed_yet(lab):

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 
 from api_client import ApiError, Disposition
 from models import schedule, watch
-from models.lifecycle import Observation, Status
+from models.lifecycle import Observation
 from models.metrics import pulses
-from models.tables import Generation, StrayTask
+from models.tables import StrayTask
 from models.watch import Sightings
 from worker.reading import read_list
 from worker.runtime import Runtime
@@ -63,12 +63,7 @@ def run(rt: Runtime) -> Report:
         before = reading.began - timedelta(seconds=rt.settings.list_lag + 1)
         with rt.engine.begin() as conn:
             unseen = watch.running_unseen(conn, reading.ids, before=before)
-            # Its own GET tells what the list doesn't.
-            conn.execute(
-                update(Generation)
-                .where(Generation.id.in_(unseen), Generation.status == Status.RUNNING)
-                .values(due_at=func.least(Generation.due_at, func.now()))
-            )
+            watch.look_at(conn, unseen)
             schedule.wake(conn)
     with rt.engine.begin() as conn:
         # It ran: a list that drifts under every reading is told by the report, as no stand-still.

@@ -383,9 +383,9 @@ PROTECTIONS = (
         "a task that the list does not show gets its own GET",
         (
             Edit(
-                "worker/upkeep/reconcile.py",
-                "                .values(due_at=func.least(Generation.due_at, func.now()))\n",
-                "                .values(due_at=Generation.due_at)\n",
+                "models/watch.py",
+                "        .values(due_at=func.least(g.due_at, func.now()))\n        .execution",
+                "        .values(due_at=g.due_at)\n        .execution",
             ),
         ),
         (f"{RECONCILE}::test_a_running_task_that_the_list_does_not_show_is_looked_at",),

@@ -4,6 +4,7 @@ from tests.protections.protection import Edit, Protection
 from tests.protections.removals.crashes import DEATH, NO_REDELIVERY
 
 OBSERVE = "tests/integration/test_observe.py"
+LOCKS = "tests/integration/test_lock_order.py"
 TURNS = "models/observing/turns.py"
 PAGE = "models/transitions/page.py"
 
@@ -119,5 +120,20 @@ PROTECTIONS = (
         "a task that does not end is told while the list is engaged",
         (Edit(TURNS, "in_seconds(-stalled_after)", "in_seconds(-(10**7))"),),
         (f"{OBSERVE}::test_a_stalled_task_still_asks_for_an_operator",),
+    ),
+    Protection(
+        "passes-wait-for-nobody",
+        "a row that a producer's transaction holds keeps no other from being seen",
+        (
+            Edit(
+                PAGE,
+                "query.with_for_update(skip_locked=True) if lock",
+                "query.with_for_update() if lock",
+            ),
+        ),
+        (
+            f"{OBSERVE}::test_a_producers_open_transaction_holds_up_nobody_else",
+            f"{LOCKS}::test_a_pass_over_the_list_waits_for_nobody[observe]",
+        ),
     ),
 )
