@@ -6,6 +6,7 @@ from dataclasses import replace
 from decimal import Decimal
 
 import pytest
+from sqlalchemy import text
 
 from api_client import ApiError, Submitted
 from models import transitions
@@ -13,6 +14,7 @@ from models.lifecycle import Status
 from models.submission import Intent
 from tests.integration.conftest import text_request
 from tests.integration.invariants import in_background, laboratory
+from tests.waiting import wait_for
 from worker.stages import resolve, submit
 from worker.stages.resolve import Outcome
 
@@ -568,6 +570,32 @@ def test_one_pair_of_readings_serves_many(lab):
     assert {outcomes[i] for i in lost} == {Outcome.ADOPTED}
     assert {outcomes[i] for i in dropped} == {Outcome.ABSENT}
     assert len({lab.get(i).remote_task_id for i in lost}) == 3
+    lab.end_tasks()
+
+
+def test_those_of_a_message_are_locked_in_one_order(lab):
+    """Whoever cancels the same ones at that moment would else wait for it, and it for him."""
+    first, second = sorted(lab.in_doubt(f"cat {n}") for n in range(2))
+    for generation_id in (first, second):
+        lab.settle(generation_id)
+        lab.due_now(generation_id)
+    leases = {claim.id: claim.lease for claim in lab.due()}
+    claims = [(one, leases[one]) for one in (second, first)]
+    held = text("SELECT id FROM generations WHERE id = :id FOR UPDATE SKIP LOCKED")
+    with lab.rt.engine.connect() as other:
+        assert other.execute(held, {"id": first}).first()
+        with in_background(lambda: resolve.run(lab.rt, claims)):
+            wait_for(
+                lambda: lab.value(
+                    "SELECT count(*) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                ),
+                "it waits for the first",
+            )
+            free = other.execute(held, {"id": second}).first()
+            other.rollback()
+    assert free
+    assert {lab.get(one).status for one in (first, second)} == {Status.RUNNING}
     lab.end_tasks()
 
 

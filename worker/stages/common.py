@@ -140,9 +140,9 @@ _COUNT_TRY = (
 )
 
 
-def count_try(conn: Connection, generation_id: uuid.UUID, lease: int) -> None:
-    """Somebody begins to work on it."""
-    conn.execute(_COUNT_TRY, _parameter([(generation_id, lease)]))
+def count_tries(conn: Connection, claims: Sequence[tuple[uuid.UUID, int]]) -> None:
+    """Somebody begins to work on them: locked in one order, and counted."""
+    conn.execute(_COUNT_TRY, _parameter(claims))
 
 
 _LOAD = select(*_COLUMNS).where(

@@ -50,9 +50,10 @@ def run(rt: Runtime, claims: Sequence[tuple[uuid.UUID, int]]) -> dict[uuid.UUID,
     """Resolve the claimed generations that are in doubt; each ends adopted, absent or undecided."""
     with rt.engine.begin() as conn:
         tracing.works_on(conn, [generation_id for generation_id, _ in claims])
+        # All at once, and first: below they are locked as they come.
+        common.count_tries(conn, claims)
         found = watch.in_doubt(conn, claims, key_exclusive=rt.settings.key_exclusive)
         for one in found:
-            common.count_try(conn, one.case.generation_id, one.lease)
             if one.status is Status.SUBMITTING:
                 # Its lease has ended without an answer: whoever had it died or is lost.
                 transitions.doubt(conn, one.case.generation_id, one.latest, why="no answer came")
