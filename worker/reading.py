@@ -88,6 +88,7 @@ def read_list(
         if since is not None:
             known = watch.created_since(conn, since, settled)
     reading = Reading(keep=keep)
+    # One interval over all samples so far: of a long list there are as many as tasks.
     samples: list[Skew] = []
     complete = False
     while not complete and reading.pages < MAX_PAGES and not reading.ended:
@@ -96,6 +97,7 @@ def read_list(
         reading.add(Page(seen, answer.total, PAGE_SIZE, len(answer.unreadable)))
         samples += _skew_of_answer(answer.exchange, clock)
         samples += _skew_of_tasks(rt, seen)
+        samples = [Skew.of(samples)] if samples else []
         on_page(seen)
         complete = (reading.full and reading.is_of(ours)) or (
             since is not None

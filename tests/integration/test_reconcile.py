@@ -1,5 +1,6 @@
 """Reconcile: the whole list against our rows; what differs is mended, what is not ours is left."""
 
+import gc
 import random
 from decimal import Decimal
 
@@ -8,8 +9,10 @@ import pytest
 from models import transitions, watch
 from models.gates import GateName
 from models.lifecycle import Observation, Status
+from models.resolution import Skew
 from tests.integration.conftest import text_request
 from tests.integration.invariants import HeldAnswer, in_background, laboratory
+from worker import reading
 from worker.stages import submit
 from worker.stages.resolve import Outcome
 from worker.upkeep import reconcile
@@ -219,6 +222,21 @@ def test_many_pages_in_any_order(lab):
         assert (report.complete, report.remote_tasks, report.pages) == (True, 133, 2)
     lab.end_tasks()
     assert len(lab.reconcile().corrected) == len(ids)
+
+
+def test_a_reading_of_many_pages_keeps_one_interval_of_the_clocks(lab, monkeypatch):
+    monkeypatch.setattr(reading, "PAGE_SIZE", 5)
+    for n in range(20):
+        lab.send(f"cat {n}")
+    kept: list[int] = []
+
+    def on_page(_: object) -> None:
+        kept.append(sum(isinstance(one, Skew) for one in gc.get_objects()))
+
+    read = reading.read_list(lab.rt, since=None, list_lag=0, on_page=on_page, keep=False)
+    assert read.pages == 4
+    assert max(kept) <= 1, "not one for each task"
+    lab.end_tasks()
 
 
 def test_a_drifting_list_says_that_it_is_not_complete(lab):
