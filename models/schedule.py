@@ -30,7 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from models import gates, transitions
+from models import budgets, gates, transitions
 from models.base import table_of
 from models.credit import Purse
 from models.lifecycle import AWAITS_DECISION, IN_DOUBT, LIVE, Status
@@ -177,13 +177,15 @@ _WAITING = text(
     """  # noqa: S608  (built from constants of this package)
 ).bindparams(bindparam("ceiling"), bindparam("free"))
 
+# Not who can't go for a reason of his tenant's alone, be it for a month.
 _AHEAD = text(
     f"""
     SELECT o.id FROM generations o
     WHERE o.finished_at IS NULL AND o.fingerprint = :mark AND o.id <> :id
       AND (o.status IN ('uploading', 'submitting', 'uncertain')
            OR (o.status = 'accepted' AND (o.created_at, o.id) < (:created_at, :id)
-               AND NOT {paused_sql("o.tenant")}))
+               AND NOT {paused_sql("o.tenant")}
+               AND coalesce(o.waits_for, '') NOT LIKE '{budgets.WAITS}%'))
     ORDER BY (o.status = 'accepted'), o.created_at LIMIT 1
     """  # noqa: S608  (built from constants of this package)
 )

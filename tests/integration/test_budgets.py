@@ -3,7 +3,7 @@
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
@@ -233,6 +233,18 @@ def test_a_tenant_over_budget_does_not_hold_up_the_others(conn):
     for _ in range(30):
         make(conn, S.ACCEPTED, tenant="acme", priority=9)
     other = make(conn, S.ACCEPTED, tenant="other")
+    assert admit(conn) == [other]
+
+
+def test_an_older_equal_one_over_budget_does_not_hold_up_another_tenants(conn):
+    """It may wait until the month is over."""
+    allow(conn, 0, "total", "wait")
+    earlier = rows.db_now(conn) - timedelta(seconds=9)
+    over = make(conn, S.ACCEPTED, tenant="acme", fingerprint="same", created_at=earlier)
+    other = make(conn, S.ACCEPTED, tenant="other", fingerprint="same")
+    assert admit(conn) == [], "which is over budget is known once it is looked at"
+    assert read(conn, over).waits_for.startswith(budgets.WAITS)
+    conn.execute(text("UPDATE generations SET due_at = now() WHERE id = :id"), {"id": other})
     assert admit(conn) == [other]
 
 

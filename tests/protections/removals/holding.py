@@ -9,6 +9,7 @@ HARD = "tests/integration/test_hard_cases_schedule.py"
 SCHEDULE = "tests/integration/test_schedule.py"
 DISPATCHER = "tests/integration/test_dispatcher.py"
 PAUSES = "tests/integration/test_pauses.py"
+BUDGETS = "tests/integration/test_budgets.py"
 RETRIES = "tests/integration/test_retries.py"
 RATE = "tests/integration/test_limiter_redis.py"
 PURE = "tests/unit/test_gates.py"
@@ -310,11 +311,23 @@ PROTECTIONS = (
         (
             Edit(
                 "models/schedule.py",
-                '               AND NOT {paused_sql("o.tenant")}))\n',
-                "))\n",
+                '               AND NOT {paused_sql("o.tenant")}\n               AND coalesce(',
+                "               AND coalesce(",
             ),
         ),
         (f"{PAUSES}::test_an_equal_generation_of_another_tenant_goes_first_meanwhile",),
+    ),
+    Protection(
+        "over-budget-is-not-ahead",
+        "an equal generation does not wait for one whose tenant is over budget",
+        (
+            Edit(
+                "models/schedule.py",
+                "\n               AND coalesce(o.waits_for, '') NOT LIKE '{budgets.WAITS}%'))\n",
+                "))\n",
+            ),
+        ),
+        (f"{BUDGETS}::test_an_older_equal_one_over_budget_does_not_hold_up_another_tenants",),
     ),
     Protection(
         "nothing-is-saved-up-for-the-paused",
