@@ -6,7 +6,6 @@ from dataclasses import replace
 from decimal import Decimal
 
 import pytest
-from sqlalchemy import text
 
 from api_client import ApiError, Submitted
 from models import transitions
@@ -14,7 +13,6 @@ from models.lifecycle import Status
 from models.submission import Intent
 from tests.integration.conftest import text_request
 from tests.integration.invariants import in_background, laboratory
-from tests.waiting import wait_for
 from worker.stages import resolve, submit
 from worker.stages.resolve import Outcome
 
@@ -573,29 +571,19 @@ def test_one_pair_of_readings_serves_many(lab):
     lab.end_tasks()
 
 
-def test_those_of_a_message_are_locked_in_one_order(lab):
-    """Whoever cancels the same ones at that moment would else wait for it, and it for him."""
-    first, second = sorted(lab.in_doubt(f"cat {n}") for n in range(2))
-    for generation_id in (first, second):
+def test_a_producers_open_transaction_on_one_holds_up_nobody_else(lab):
+    """It cancels one in a transaction of its own, and takes its time to commit."""
+    first, second, third = sorted(lab.in_doubt(f"cat {n}") for n in range(3))
+    for generation_id in (first, second, third):
         lab.settle(generation_id)
         lab.due_now(generation_id)
-    leases = {claim.id: claim.lease for claim in lab.due()}
-    claims = [(one, leases[one]) for one in (second, first)]
-    held = text("SELECT id FROM generations WHERE id = :id FOR UPDATE SKIP LOCKED")
-    with lab.rt.engine.connect() as other:
-        assert other.execute(held, {"id": first}).first()
-        with in_background(lambda: resolve.run(lab.rt, claims)):
-            wait_for(
-                lambda: lab.value(
-                    "SELECT count(*) FROM pg_stat_activity"
-                    " WHERE datname = current_database() AND wait_event_type = 'Lock'"
-                ),
-                "it waits for the first",
-            )
-            free = other.execute(held, {"id": second}).first()
-            other.rollback()
-    assert free
-    assert {lab.get(one).status for one in (first, second)} == {Status.RUNNING}
+    claims = [(claim.id, claim.lease) for claim in lab.due()]
+    with lab.rt.engine.connect() as producer:
+        transitions.cancel(producer, second)
+        outcomes = resolve.run(lab.rt, claims)
+        producer.rollback()
+    assert outcomes == {first: Outcome.ADOPTED, third: Outcome.ADOPTED}
+    assert lab.resolve(second) is Outcome.ADOPTED
     lab.end_tasks()
 
 

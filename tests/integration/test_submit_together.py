@@ -6,12 +6,14 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from api_client import Submitted
-from models import submission, transitions
+from models import marks, submission, transitions
 from models.lifecycle import Status
 from models.operating import pauses
 from models.operating.actions import By
+from tests.integration import rows
 from tests.integration.conftest import text_request
-from tests.integration.invariants import laboratory, paused, quick
+from tests.integration.invariants import in_background, laboratory, paused, quick
+from tests.waiting import wait_for
 from worker.runtime import waking_clock
 from worker.stages import submit
 
@@ -154,6 +156,44 @@ def test_the_same_message_twice_submits_nothing_again(lab):
     submit.run(lab.rt, claims)
     submit.run(lab.rt, claims)
     assert lab.posts == 4
+    for generation_id in ids:
+        lab.complete(generation_id)
+
+
+def test_a_producers_open_transaction_on_one_does_not_keep_the_others_from_being_sent(lab):
+    ids, claims = begin(lab, *cats(4))
+    with lab.rt.engine.connect() as producer:
+        transitions.cancel(producer, ids[1])
+        with in_background(lambda: submit.run(lab.rt, claims)):
+            wait_for(
+                lambda: statuses(lab, ids).count(Status.RUNNING) == 3, "the others are sent", 20
+            )
+            producer.commit()
+    assert lab.get(ids[1]).status is Status.CANCELLED
+    for generation_id in set(ids) - {ids[1]}:
+        lab.complete(generation_id)
+
+
+def test_one_that_its_intent_fails_for_leaves_no_other_in_doubt(lab):
+    """The intents that are committed are sent; nobody else knows that they were not."""
+    ids, claims = begin(lab, *cats(2), text_request("a dog", seed=7))
+    with lab.rt.engine.connect() as other:
+        # An equal one's intent, which is not committed yet.
+        mark = marks.fingerprint(lab.get(ids[2]).request, 7)
+        rows.make(other, Status.SUBMITTING, fingerprint=mark)
+        with in_background(lambda: submit.run(lab.rt, claims)):
+            [waiting] = wait_for(
+                lambda: lab.sql(
+                    "SELECT pid FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                ),
+                "its intent waits for the other's",
+            )
+            lab.sql("SELECT pg_terminate_backend(:pid)", pid=waiting.pid)
+        other.rollback()
+    assert statuses(lab, ids) == [Status.RUNNING, Status.RUNNING, Status.UPLOADING]
+    assert outcomes(lab, ids) == [["submitted"], ["submitted"], []]
+    lab.run(lab.claim(ids[2]))
     for generation_id in ids:
         lab.complete(generation_id)
 

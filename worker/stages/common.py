@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cache
 from typing import Any, TypeVar
 
 from sqlalchemy import (
@@ -23,6 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.sql.dml import ReturningUpdate
 from structlog.contextvars import bind_contextvars
 
 from api_client import ApiError, InsufficientCredit, InvalidApiKey, Task
@@ -78,11 +80,17 @@ def begin(engine: Engine, generation_id: uuid.UUID, lease: int) -> Row | None:
     return rows[0] if rows else None
 
 
-def begin_many(engine: Engine, claims: Sequence[tuple[uuid.UUID, int]]) -> list[Row]:
-    """Start on several at once, as `begin` does: those that are still claimed, in their order."""
+def begin_many(
+    engine: Engine, claims: Sequence[tuple[uuid.UUID, int]], *, skip_locked: bool = False
+) -> list[Row]:
+    """Start on several at once, as `begin` does: those that are still claimed, in their order.
+
+    `skip_locked`: without those that somebody else is changing.
+    """
     with engine.begin() as conn:
         tracing.works_on(conn, [generation_id for generation_id, _ in claims])
-        found = {row.id: row for row in conn.execute(_COUNT_TRY, _parameter(claims))}
+        counted = conn.execute(_count_try(skip_locked), _parameter(claims))
+        found = {row.id: row for row in counted}
     rows = []
     for generation_id, lease in claims:
         if generation_id in found:
@@ -124,25 +132,32 @@ _COLUMNS = (
     g.attempt,
 )
 
-_LOCKED = (
+_HELD = (
     select(g.id)
     .where(g.id == _CLAIMED.c.id, g.lease == _CLAIMED.c.lease, g.finished_at.is_(None))
     .order_by(*LOCK_ORDER)
-    .with_for_update(of=table_of(Generation))
-    .cte("locked")
-)
-
-_COUNT_TRY = (
-    update(table_of(Generation))
-    .where(g.id == _LOCKED.c.id)
-    .values(tries=func.least(g.tries + 1, MOST_TRIES))
-    .returning(*_COLUMNS)
 )
 
 
-def count_tries(conn: Connection, claims: Sequence[tuple[uuid.UUID, int]]) -> None:
-    """Somebody begins to work on them: locked in one order, and counted."""
-    conn.execute(_COUNT_TRY, _parameter(claims))
+@cache
+def _count_try(skip_locked: bool) -> ReturningUpdate[Any]:
+    locked = _HELD.with_for_update(of=table_of(Generation), skip_locked=skip_locked).cte("locked")
+    return (
+        update(table_of(Generation))
+        .where(g.id == locked.c.id)
+        .values(tries=func.least(g.tries + 1, MOST_TRIES))
+        .returning(*_COLUMNS)
+    )
+
+
+def count_tries(
+    conn: Connection, claims: Sequence[tuple[uuid.UUID, int]], *, skip_locked: bool
+) -> set[uuid.UUID]:
+    """Somebody begins to work on them: those that are still claimed, locked and counted.
+
+    `skip_locked`: without those that somebody else is changing.
+    """
+    return {row.id for row in conn.execute(_count_try(skip_locked), _parameter(claims))}
 
 
 _LOAD = select(*_COLUMNS).where(

@@ -50,9 +50,11 @@ def run(rt: Runtime, claims: Sequence[tuple[uuid.UUID, int]]) -> dict[uuid.UUID,
     """Resolve the claimed generations that are in doubt; each ends adopted, absent or undecided."""
     with rt.engine.begin() as conn:
         tracing.works_on(conn, [generation_id for generation_id, _ in claims])
-        # All at once, and first: below they are locked as they come.
-        common.count_tries(conn, claims)
-        found = watch.in_doubt(conn, claims, key_exclusive=rt.settings.key_exclusive)
+        # All at once, and first: below they are locked as they come. One that a producer's open
+        # transaction holds must not hold up the others: it is due again when its lease ends.
+        begun = common.count_tries(conn, claims, skip_locked=len(claims) > 1)
+        mine = [claim for claim in claims if claim[0] in begun]
+        found = watch.in_doubt(conn, mine, key_exclusive=rt.settings.key_exclusive)
         for one in found:
             if one.status is Status.SUBMITTING:
                 # Its lease has ended without an answer: whoever had it died or is lost.

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -44,8 +44,14 @@ def run(rt: Runtime, claims: Sequence[tuple[uuid.UUID, int]]) -> None:
     them before and after the POSTs is written together where POSTs are quick.
     """
     with rt.pace.turn():
-        rows = common.begin_many(rt.engine, claims)
+        rows = common.begin_many(rt.engine, claims, skip_locked=len(claims) > 1)
         submit(rt, [row for row in rows if row.status == Status.UPLOADING])
+        begun = {row.id for row in rows}
+        left = [claim for claim in claims if claim[0] not in begun] if len(claims) > 1 else []
+        # A producer's open transaction on one must not hold up the others: it is waited for last.
+        for claim in left:
+            rows = common.begin_many(rt.engine, [claim])
+            submit(rt, [row for row in rows if row.status == Status.UPLOADING])
 
 
 def submit(rt: Runtime, rows: Sequence[common.Row]) -> None:
@@ -125,16 +131,29 @@ def _intend(
         if one.generation_id in intents:
             continue
         try:
-            result = begin(one)
-        except IntegrityError:
-            # An equal generation took the fingerprint (or by chance the seed) in the same moment:
-            # the second look finds it, and waits for it.
-            result = begin(one)
+            result = _twice(begin, one)
+        except SQLAlchemyError as error:
+            if not intents:
+                raise
+            # What is committed is sent now, or certainly not: nobody else would know which.
+            log.warning(
+                "generation %s is not submitted: %s", one.generation_id, type(error).__name__
+            )
+            break
         if isinstance(result, Held):
             log.info("generation %s is not submitted: %s", one.generation_id, result.why)
         else:
             intents[one.generation_id] = result
     return [intents[row.id] for row in rows if row.id in intents]
+
+
+def _twice(begin: Callable[[Wanted], Intent | Held], one: Wanted) -> Intent | Held:
+    try:
+        return begin(one)
+    except IntegrityError:
+        # An equal generation took the fingerprint (or by chance the seed) in the same moment: the
+        # second look finds it, and waits for it.
+        return begin(one)
 
 
 CHECK_HOLDS = 0.05

@@ -205,8 +205,8 @@ PROTECTIONS = (
         (
             Edit(
                 COMMON,
-                "    .values(tries=func.least(g.tries + 1, MOST_TRIES))\n    .returning(*_COLUMNS)",
-                "    .values(tries=g.tries)\n    .returning(*_COLUMNS)",
+                "        .values(tries=func.least(g.tries + 1, MOST_TRIES))\n",
+                "        .values(tries=g.tries)\n",
             ),
         ),
         (f"{DISPATCHER}::test_what_workers_die_of_is_bounded_before_the_post",),

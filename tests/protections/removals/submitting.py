@@ -173,8 +173,8 @@ PROTECTIONS = (
         (
             Edit(
                 SUBMIT,
-                "        except IntegrityError:\n            # An equal",
-                "        except ZeroDivisionError:\n            # An equal",
+                "    except IntegrityError:\n        # An equal",
+                "    except ZeroDivisionError:\n        # An equal",
             ),
         ),
         (f"{STAGE}::test_the_unique_index_is_the_last_word",),
@@ -462,6 +462,26 @@ PROTECTIONS = (
             Edit(SUBMIT, "retry=False, throttled=True", "retry=False"),
         ),
         (f"{STAGE}::test_without_a_token_there_is_no_intent",),
+    ),
+    Protection(
+        "committed-intents-are-sent",
+        "an intent that can't be made leaves no committed one in doubt",
+        (
+            Edit(
+                SUBMIT,
+                "            if not intents:\n                raise\n",
+                "            raise\n",
+            ),
+        ),
+        (f"{TOGETHER}::test_one_that_its_intent_fails_for_leaves_no_other_in_doubt",),
+    ),
+    Protection(
+        "one-that-is-held-holds-up-nobody",
+        "a producer's open transaction on one keeps no other of its message from being sent",
+        (Edit(SUBMIT, "skip_locked=len(claims) > 1", "skip_locked=False"),),
+        (
+            f"{TOGETHER}::test_a_producers_open_transaction_on_one_does_not_keep_the_others_from_being_sent",
+        ),
     ),
     Protection(
         "not-sent-leaves-doubt-open",
