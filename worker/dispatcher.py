@@ -174,18 +174,20 @@ class Dispatcher:
             due = schedule.claim_due(
                 conn, room, lease_seconds=settings.lease, by_list=self._by_list
             )
-        due = self._without_poison(due)
+        claims = self._without_poison(due)
         # What is let in is not to wait for threads that have enough to submit for now.
         submits = self._rt.pace.room() - depth
         self._crowded = False
-        admitted = self._admit(min(room - self._messages(due), submits))
+        try:
+            claims += self._admit(min(room - self._messages(claims), submits))
+        finally:
+            # Whatever goes wrong there: what is due and claimed would wait for its lease's end.
+            if claims:
+                self._patience = FULL_PAUSE
+                reached("dispatch.after_claim")
+            batches = self._batches(claims, room)
+            self._hand_out(batches)
         self._look_after_credits()
-        claims = due + admitted
-        if claims:
-            self._patience = FULL_PAUSE
-            reached("dispatch.after_claim")
-        batches = self._batches(claims, room)
-        self._hand_out(batches)
         return self._crowded or len(batches) >= min(room, submits)
 
     def _observe(self) -> None:

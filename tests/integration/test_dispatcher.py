@@ -11,6 +11,7 @@ import pytest
 import redis
 from celery import Celery
 from sqlalchemy import text
+from sqlalchemy.exc import ProgrammingError
 
 from models import schedule
 from models.lifecycle import Status
@@ -236,6 +237,37 @@ def test_a_publish_that_fails_gives_the_claims_back(lab):
     dispatcher(lab, messages).tick()
     assert {lab.get(i).status for i in ids} == {Status.RUNNING}
     assert lab.posts == 3
+    lab.end_tasks()
+
+
+def test_what_is_due_goes_out_though_nothing_can_be_let_in(lab):
+    """Claimed, it would else wait for its lease's end."""
+    running, waiting = lab.send("at work"), lab.enqueue(text_request("waits"))
+    lab.due_now(running)
+    messages = Messages(lab)
+    lab.sql("ALTER TABLE learned_limits RENAME TO not_migrated_yet")
+    with pytest.raises(ProgrammingError):
+        dispatcher(lab, messages).tick()
+    lab.sql("ALTER TABLE not_migrated_yet RENAME TO learned_limits")
+    assert [(stage, claim.id) for stage, [claim] in messages.published] == [(Stage.POLL, running)]
+    assert lab.get(waiting).status is Status.ACCEPTED
+    lab.end_tasks()
+
+
+def test_what_is_due_goes_out_though_the_balance_cannot_be_asked_for(lab):
+    running = lab.send("at work")
+    lab.enqueue(text_request("waits for the first answer to what the account holds"))
+    lab.due_now(running)
+    messages = Messages(lab)
+    lab.rt = lab.make_runtime(check_balance=True)
+
+    def away():
+        raise ConnectionError("the broker is away")
+
+    broker = replace(messages.broker(), probe=away)
+    with pytest.raises(ConnectionError):
+        Dispatcher(lab.rt, broker, slots=8).tick()
+    assert messages.stages() == [Stage.POLL]
     lab.end_tasks()
 
 
