@@ -443,7 +443,7 @@ def test_what_the_list_does_not_show_yet_is_not_sought_through_all_of_it(lab):
 
 
 def test_what_is_young_and_was_passed_over_twice_gets_its_own_get(lab):
-    lab.rt = lab.make_runtime(list_lag=15.0)
+    lab.rt = lab.make_runtime(list_lag=15.0, poll_min=5.0, poll_max=9.0)
     shown = send(lab, LEAST)
     missing = lab.send("[sim: list_lag=3600]")
     lab.sql("UPDATE generations SET due_at = now(), submitted_at = now()")
