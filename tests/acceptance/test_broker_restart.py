@@ -58,5 +58,7 @@ def test_an_outage_is_a_warning_and_no_error(service: Service, own_valkey: Embed
     generation_id = service.enqueue()
     assert service.ended(generation_id).status is Status.COMPLETED
 
+    for process in processes:
+        process.terminate(60)  # so that no line is half written
     lines = [json.loads(line) for process in processes for line in process.text().splitlines()]
     assert [line for line in lines if line["level"] not in ("info", "warning")] == []
