@@ -61,8 +61,10 @@ def pooled(url: str | URL) -> bool:
 
 def dsn(url: str | URL) -> str:
     """An address as libpq takes it."""
-    given = make_url(url).difference_update_query(_OURS)
-    return given.set(drivername="postgresql").render_as_string(hide_password=False)
+    given = make_url(url).difference_update_query(_OURS).set(drivername="postgresql")
+    place, mark, query = given.render_as_string(hide_password=False).partition("?")
+    # SQLAlchemy writes a space as a plus there, which libpq takes for a plus.
+    return place.replace(" ", "%20") + mark + query.replace("+", "%20")
 
 
 def direct_dsn(url: str | URL) -> str:

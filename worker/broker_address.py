@@ -51,7 +51,9 @@ def normalise(url: str) -> str:
     for part in parts:
         if not _SCHEMES.match(part):
             scheme = part.partition("://")[0][:20] if "://" in part else ""
-            raise ValueError(f"has the scheme {scheme!r}; use redis:// or rediss://")
+            raise ValueError(
+                f"has the scheme {scheme!r}; use redis://, rediss://, sentinel://, amqp:// or amqps://"
+            )
     if len(parts) > 1 and not parts[0].startswith(("sentinel://", "amqp://", "amqps://")):
         raise ValueError("has several hosts, which only sentinel:// and amqp:// take")
     if len({urlsplit(part).scheme for part in parts}) > 1:

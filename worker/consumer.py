@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from celery.worker.consumer import Consumer as CeleryConsumer
+from celery.worker.state import maybe_shutdown
 from kombu.exceptions import KombuError
 
 from worker import rejects
@@ -50,6 +51,20 @@ class Consumer(CeleryConsumer):
 
     def on_send_event_buffered(self) -> None:  # type: ignore[override]  # a wrong stub
         """Wait for that moment, or for a full buffer: Celery would send each event by itself."""
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Connect, however long the broker is away. Celery calls each try in vain an error, but it
+        is tried again by itself: a warning.
+        """
+
+        def away(error: Exception, interval: float) -> None:
+            log.warning("the broker is away (%s): again in %s s", error, interval)
+
+        conn = conn.ensure_connection(
+            away, self.app.conf.broker_connection_max_retries, callback=maybe_shutdown
+        )
+        self.first_connection_attempt = False
+        return conn
 
     def shutdown(self) -> None:
         """Tell how the last tasks ended before the connection is closed."""

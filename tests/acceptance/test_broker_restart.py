@@ -4,6 +4,7 @@ This decides which Celery may be used: 5.7.0 with kombu 5.7.0 lost a worker that
 unacknowledged messages.
 """
 
+import json
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,22 @@ def test_workers_outlive_a_broker_restart(
         assert service.ended(generation_id).status is Status.COMPLETED
     assert worker.alive, worker.text()[-2000:]
     assert len(sim.submits()) == len(ids)
+
+
+def test_an_outage_is_a_warning_and_no_error(service: Service, own_valkey: EmbeddedValkey):
+    """It mends itself: whoever is called by errors, or has them reported, is not called by it."""
+    service.env["SEEDANCE_BROKER_URL"] = own_valkey.url()
+    processes = [service.ready(service.worker()), service.beat(SEEDANCE_BALANCE_EVERY="1")]
+    wait_for(lambda: "Sending due task balance" in processes[1].text(), "beat sends")
+
+    own_valkey.kill()
+    for process in processes:
+        wait_for(lambda said=process.text: said().count("the broker is away") > 1, "it says so")
+    own_valkey.start()
+    generation_id = service.enqueue()
+    assert service.ended(generation_id).status is Status.COMPLETED
+
+    for process in processes:
+        process.terminate(60)  # so that no line is half written
+    lines = [json.loads(line) for process in processes for line in process.text().splitlines()]
+    assert [line for line in lines if line["level"] not in ("info", "warning")] == []

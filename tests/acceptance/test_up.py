@@ -64,14 +64,29 @@ class Up:
         return None
 
 
+Start = Callable[..., Up]
+
+
 @pytest.fixture
-def up(tmp_path: Path) -> Iterator[Up]:
-    running = Up(tmp_path, "--workers", "1", "--speed", "30")
-    yield running
-    if running.process.is_running():
-        for process in [*running.process.children(recursive=True), running.process]:
-            process.kill()
-        running.process.wait()
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a `seedance up` of one worker, with further options; it ends with the test."""
+    started: list[Up] = []
+
+    def make(*options: str) -> Up:
+        started.append(Up(tmp_path, "--workers", "1", "--speed", "30", *options))
+        return started[-1]
+
+    yield make
+    for running in started:
+        if running.process.is_running():
+            for process in [*running.process.children(recursive=True), running.process]:
+                process.kill()
+            running.process.wait()
+
+
+@pytest.fixture
+def up(start: Start) -> Up:
+    return start()
 
 
 def flower_status(url: str, login: str | None) -> int:
@@ -123,6 +138,21 @@ def test_runs_everything_and_ends_everything(up: Up) -> None:
     assert alive == []
     assert not made.exists()
     up.command("list", code=2)
+
+
+@pytest.mark.timeout(180)
+def test_what_it_tells_to_type_works_with_a_folder_of_its_own(start: Start, tmp_path: Path) -> None:
+    data = tmp_path / "data of mine"
+    up = start("--no-flower", "--data-dir", str(data))
+    up.wait_for("Ctrl-C stops everything")
+    line = next(line for line in up.text().splitlines() if "in another terminal" in line)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    typed = line.split(": ", 2)[2].replace("seedance generate", f"{SEEDANCE} generate")
+    done = subprocess.run(
+        typed, shell=True, cwd=elsewhere, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, f"{typed}\n{done.stderr}"
 
 
 def test_refuses_to_mix_simulated_and_real(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import shutil
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -96,6 +98,8 @@ def test_the_whole_text_keeps_prometheus_practice(rt: Runtime, steps: Steps) -> 
         assert family.type in ("counter", "gauge", "histogram")
         if family.type == "histogram":
             assert family.name.endswith("_seconds")
+        else:
+            assert not family.name.endswith(("_sum", "_count", "_bucket")), "of histograms alone"
         for sample in family.samples:
             assert (family.type == "counter") == sample.name.endswith("_total"), sample.name
             assert set(sample.labels) <= {
@@ -104,6 +108,10 @@ def test_the_whole_text_keeps_prometheus_practice(rt: Runtime, steps: Steps) -> 
             }
     named = {total.name for total in d.TOTALS.values()}
     assert all(f"# HELP {name}" in body for name in named)
+    if promtool := shutil.which("promtool"):
+        check = [promtool, "check", "metrics"]
+        said = subprocess.run(check, input=body, capture_output=True, text=True, check=False)
+        assert said.returncode == 0, said.stderr
 
 
 def test_counts_of_processes_add_up_and_survive_them(rt: Runtime) -> None:

@@ -116,6 +116,18 @@ def test_each_setting_reaches_the_worker_and_no_unknown_one_does():
         assert unknown_variables(environment(service, example(commented=False))) == []
 
 
+@pytest.mark.parametrize("service", ["gateway", "metrics"])
+def test_who_serves_the_figures_knows_when_upkeep_is_missed(service):
+    given = {"SEEDANCE_RECONCILE_EVERY": "7200", "SEEDANCE_BALANCE_EVERY": "3600"}
+    served = load_settings(environment(service, given), api_key="none")
+    assert (served.reconcile_every, served.balance_every) == (7200, 3600)
+
+
+@pytest.mark.parametrize("service", ["worker", "beat", "gateway"])
+def test_who_can_report_errors_is_told_where(service):
+    assert "SENTRY_DSN" in services()[service]["environment"]
+
+
 def test_the_example_shows_the_real_defaults():
     needed = {"SEEDANCE_API_KEY": "k", "SEEDANCE_DATABASE_URL": "postgresql://h/d"}
     elsewhere = {"SEEDANCE_DATABASE_URL", "SEEDANCE_BROKER_URL"}  # in compose they differ

@@ -1,6 +1,7 @@
 """Addresses that lead through a pooler: what is asked there, and what of PostgreSQL itself."""
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from models.database import direct_dsn, dsn, make_engine, normalise_url, pooled
 
@@ -27,6 +28,18 @@ def test_without_a_pooler_there_is_one_way():
     url = normalise_url("postgresql://u@pg/db")
     assert not pooled(url)
     assert dsn(url) == direct_dsn(url) == "postgresql://u@pg/db"
+
+
+def test_libpq_reads_spaces_and_signs_as_sqlalchemy_does():
+    options = "host=%2Fmy%20data%2Fa%2Bb&options=-c%20search_path%3Dmine"
+    url = normalise_url(f"postgresql://u:p%20a%2Bs%3F@/db?{options}")
+    assert conninfo_to_dict(dsn(url)) == {
+        "user": "u",
+        "password": "p a+s?",
+        "dbname": "db",
+        "host": "/my data/a+b",
+        "options": "-c search_path=mine",
+    }
 
 
 def test_nothing_of_a_session_is_relied_on_behind_a_pooler():

@@ -85,7 +85,7 @@ def test_a_normalised_address_stays_as_it_is(ca):
         ("rediss://:pass-word@h/0?ssl_ca_certs=/no/such.pem", "'/no/such.pem', which is no file"),
         ("rediss://:pass-word@h/0?ssl_check_hostname=1", "true or false"),
         ("redis://:pass-word@h/0?ssl_cert_reqs=required", "only rediss://"),
-        ("http://:pass-word@h", "redis:// or rediss://"),
+        ("http://:pass-word@h", "redis://, rediss://, sentinel://, amqp:// or amqps://"),
         ("redis://:pass-word@h \n", "white space"),
     ],
 )

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import shlex
 import sys
 import tempfile
 import threading
@@ -50,7 +51,12 @@ class _Plan:
 
 
 @click.command()
-@click.option("--data-dir", "folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--data-dir",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where servers and Flower keep what they know. (SEEDANCE_DATA_DIR, seedance-data)",
+)
 @click.option("-w", "--workers", type=click.IntRange(1, 64), default=2, show_default=True)
 @click.option("-c", "--concurrency", type=click.IntRange(1, 1000), help="Threads of each (16).")
 @click.option("--simulator", "simulated", is_flag=True, help="Even if SEEDANCE_API_KEY is set.")
@@ -99,7 +105,8 @@ def up(
     SEEDANCE_DATABASE_URL or SEEDANCE_BROKER_URL name servers of yours. Without SEEDANCE_API_KEY
     a simulator stands in for the provider. The gateway takes its callbacks; those of a real
     provider need SEEDANCE_PUBLIC_URL, and what leads from there to --gateway-port. What dies is
-    started again. In another terminal, in this folder, the other commands find it.
+    started again. In another terminal, in this folder, the other commands find it; with
+    --data-dir they do where SEEDANCE_DATA_DIR names the same folder.
 
     \b
     Examples:
@@ -271,11 +278,19 @@ def _tell_when_ready(
     lines.append(f"figures for Prometheus: {gateway_url}/metrics")
     if flower:
         lines.append(f"Flower: {flower['url']}  login: {flower['login']}")
-    lines.append('in another terminal in this folder: seedance generate --text "A cat" --wait')
+    where = _found_by(plan.folder)
+    lines.append(f'in another terminal{where}seedance generate --text "A cat" --wait')
     lines.append("elsewhere first:")
     lines += [f"  export {name}='{value}'" for name, value in made.items()]
     lines.append("Ctrl-C stops everything")
     _say("\n".join(lines))
+
+
+def _found_by(folder: Path) -> str:
+    """How commands elsewhere find what runs on this folder."""
+    if folder == embedded.DEFAULT_DATA_DIR:
+        return " in this folder: "
+    return f": SEEDANCE_DATA_DIR={shlex.quote(str(folder.resolve()))} "
 
 
 def _choose_logs() -> None:

@@ -210,7 +210,7 @@ def _credits(p: Present) -> Iterator[Metric]:
         {key: float(amount) for key, amount in p.reserved.items()},
     )
     yield _one(
-        "seedance_credits_reserved_sum", "The same, of all.", float(sum(p.reserved.values()))
+        "seedance_credits_reserved_overall", "The same, of all.", float(sum(p.reserved.values()))
     )
     if p.balance is None:
         return
