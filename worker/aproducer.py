@@ -21,8 +21,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
 from worker import producer
-from worker.producer import EventView, GenerationView, Request
+from worker.producer import EventView, GenerationView, Id, Request
 from worker.producer_database import engine, follower
+from worker.requests import check_id
 from worker.waiting import Deadline, Ends, History, StillRunningError, UnknownGenerationError
 
 Own = AsyncSession | AsyncConnection
@@ -42,44 +43,43 @@ async def enqueue_many(
     return await _run(session, lambda own: producer.enqueue_many(listed, session=own, **options))
 
 
-async def cancel(generation_id: uuid.UUID, *, session: Own | None = None) -> GenerationView:
+async def cancel(generation_id: Id, *, session: Own | None = None) -> GenerationView:
     """`worker.producer.cancel`."""
     return await _run(session, lambda own: producer.cancel(generation_id, session=own))
 
 
-async def retry(
-    generation_id: uuid.UUID, *, session: Own | None = None, **options: Any
-) -> uuid.UUID:
+async def retry(generation_id: Id, *, session: Own | None = None, **options: Any) -> uuid.UUID:
     """`worker.producer.retry`, with its options."""
     return await _run(session, lambda own: producer.retry(generation_id, session=own, **options))
 
 
-async def get(generation_id: uuid.UUID, *, session: Own | None = None) -> GenerationView:
+async def get(generation_id: Id, *, session: Own | None = None) -> GenerationView:
     """`worker.producer.get`."""
     return await _run(session, lambda own: producer.get(generation_id, session=own))
 
 
 async def get_many(
-    generation_ids: Iterable[uuid.UUID], *, session: Own | None = None
+    generation_ids: Iterable[Id], *, session: Own | None = None
 ) -> dict[uuid.UUID, GenerationView]:
     """`worker.producer.get_many`."""
     ids = list(generation_ids)
     return await _run(session, lambda own: producer.get_many(ids, session=own))
 
 
-async def wait(generation_id: uuid.UUID, *, timeout: float | None = None) -> GenerationView:
+async def wait(generation_id: Id, *, timeout: float | None = None) -> GenerationView:
     """`worker.producer.wait`."""
-    return (await wait_many([generation_id], timeout=timeout))[generation_id]
+    own = check_id(generation_id)
+    return (await wait_many([own], timeout=timeout))[own]
 
 
 async def wait_many(
-    generation_ids: Iterable[uuid.UUID],
+    generation_ids: Iterable[Id],
     *,
     timeout: float | None = None,
 ) -> dict[uuid.UUID, GenerationView]:
     """`worker.producer.wait_many`."""
     deadline = Deadline(timeout)
-    ids = list(generation_ids)
+    ids = [check_id(one) for one in generation_ids]
     ends = Ends(engine(), ids)
     if await asyncio.to_thread(ends.read):
         return ends.views
@@ -90,15 +90,15 @@ async def wait_many(
 
 
 async def events(
-    generation_id: uuid.UUID,
+    generation_id: Id,
     *,
     skip: int = 0,
     timeout: float | None = None,
 ) -> AsyncIterator[EventView]:
     """`worker.producer.events`."""
-    deadline = Deadline(timeout)
-    history = History(engine(), generation_id, skip)
-    async with _following([generation_id]) as changed:
+    own, deadline = check_id(generation_id), Deadline(timeout)
+    history = History(engine(), own, skip)
+    async with _following([own]) as changed:
         while True:
             new, ended = await asyncio.to_thread(history.read)
             for event in new:

@@ -40,6 +40,7 @@ from worker.producer_database import (
     surely,
 )
 from worker.requests import (
+    check_id,
     check_key,
     check_options,
     check_request,
@@ -53,6 +54,8 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 Request = GenerationRequest | Mapping[str, Any]
+Id = uuid.UUID | str
+"""A generation's id; as text too, as Celery's `send_task(…).id` and notices have it."""
 
 
 def enqueue(
@@ -172,23 +175,22 @@ def budgets_of(
         return budgets.rooms(conn, None if tenant is None else [tenant])
 
 
-def cancel(
-    generation_id: uuid.UUID, *, session: Session | Connection | None = None
-) -> GenerationView:
+def cancel(generation_id: Id, *, session: Session | Connection | None = None) -> GenerationView:
     """Ask for a generation to be cancelled, and return what it is now.
 
     Before its submission it is cancelled at once. Later the wish is carried out as soon as it
     can be: the remote task is asked to stop, and may complete all the same, and be charged.
     Raises UnknownGenerationError.
     """
+    own = check_id(generation_id)
     with connection(session) as conn:
-        transitions.cancel(conn, generation_id)
+        transitions.cancel(conn, own)
         schedule.wake(conn)
-        return _found(conn, generation_id)
+        return _found(conn, own)
 
 
 def retry(
-    generation_id: uuid.UUID,
+    generation_id: Id,
     *,
     session: Session | Connection | None = None,
     again: bool = False,
@@ -201,44 +203,47 @@ def retry(
     is final. `again`: also if it was retried, or is a retry, before; `by` and `reason` are kept.
     Raises RetryRefused, BudgetExceeded and UnknownGenerationError.
     """
-    who = author(by, reason)
+    own, who = check_id(generation_id), author(by, reason)
     with connection(session) as conn:
-        return retrying.retry(conn, generation_id, by=who, again=again)
+        return retrying.retry(conn, own, by=who, again=again)
 
 
-def get(generation_id: uuid.UUID, *, session: Session | Connection | None = None) -> GenerationView:
+def get(generation_id: Id, *, session: Session | Connection | None = None) -> GenerationView:
     """A generation as it is now. Raises UnknownGenerationError."""
+    own = check_id(generation_id)
     with connection(session) as conn:
-        return _found(conn, generation_id)
+        return _found(conn, own)
 
 
 def get_many(
-    generation_ids: Iterable[uuid.UUID], *, session: Session | Connection | None = None
+    generation_ids: Iterable[Id], *, session: Session | Connection | None = None
 ) -> dict[uuid.UUID, GenerationView]:
     """Generations as they are now, in one query. Those that don't exist are left out."""
+    ids = [check_id(one) for one in generation_ids]
     with connection(session) as conn:
-        return reads.get_many(conn, list(generation_ids))
+        return reads.get_many(conn, ids)
 
 
-def wait(generation_id: uuid.UUID, *, timeout: float | None = None) -> GenerationView:
+def wait(generation_id: Id, *, timeout: float | None = None) -> GenerationView:
     """Wait until a generation has ended, however it does, and return it.
 
     Raises StillRunningError (a TimeoutError, with how it is) after `timeout` seconds, and
     UnknownGenerationError. Any number of threads may wait; they share one connection. Not within
     the transaction that enqueues it: nobody else sees it before the commit.
     """
-    return wait_many([generation_id], timeout=timeout)[generation_id]
+    own = check_id(generation_id)
+    return wait_many([own], timeout=timeout)[own]
 
 
 def wait_many(
-    generation_ids: Iterable[uuid.UUID], *, timeout: float | None = None
+    generation_ids: Iterable[Id], *, timeout: float | None = None
 ) -> dict[uuid.UUID, GenerationView]:
     """Wait until all of them have ended; they are in the order in which they were named.
 
     Raises StillRunningError (how each is, in `views`) and UnknownGenerationError.
     """
     deadline = Deadline(timeout)
-    ids = list(generation_ids)
+    ids = [check_id(one) for one in generation_ids]
     ends, changed = Ends(engine(), ids), threading.Event()
     if ends.read():
         return ends.views
@@ -250,16 +255,16 @@ def wait_many(
 
 
 def events(
-    generation_id: uuid.UUID, *, skip: int = 0, timeout: float | None = None
+    generation_id: Id, *, skip: int = 0, timeout: float | None = None
 ) -> Iterator[EventView]:
     """What has happened to a generation, then what happens, up to its end.
 
     `skip`: so many events the caller has seen already. Raises StillRunningError when the end has
     not come after `timeout` seconds, and UnknownGenerationError.
     """
-    deadline = Deadline(timeout)
-    history, changed = History(engine(), generation_id, skip), threading.Event()
-    with follower().following([generation_id], changed.set):
+    own, deadline = check_id(generation_id), Deadline(timeout)
+    history, changed = History(engine(), own, skip), threading.Event()
+    with follower().following([own], changed.set):
         while True:
             changed.clear()
             new, ended = history.read()

@@ -251,6 +251,16 @@ def new_generation(
     )
 
 
+def check_id(generation_id: uuid.UUID | str) -> uuid.UUID:
+    """A generation's id; as text too, as Celery and notices give it. Raises InvalidRequest."""
+    if isinstance(generation_id, uuid.UUID):
+        return generation_id
+    try:
+        return uuid.UUID(generation_id)
+    except (ValueError, TypeError, AttributeError):
+        raise InvalidRequest("generation_id", generation_id, "a UUID, or its text") from None
+
+
 def check_key(idempotency_key: str | None) -> str | None:
     """An idempotency key, or None. Raises InvalidRequest."""
     return _name("idempotency_key", idempotency_key)

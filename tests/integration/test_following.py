@@ -17,7 +17,12 @@ from tests.integration import rows
 from tests.integration.invariants import in_background
 from worker import aproducer, follower, producer, producer_database
 from worker.embedded_postgres import EmbeddedPostgres
-from worker.producer import StillRunningError, UnknownGenerationError
+from worker.producer import (
+    InvalidRequest,
+    RetryRefused,
+    StillRunningError,
+    UnknownGenerationError,
+)
 
 REQUEST = {"content": [{"type": "text", "text": "a cat"}]}
 LONG = 60.0
@@ -325,3 +330,44 @@ def test_a_psycopg_connection_of_the_caller_decides_on_what_is_stored(engine):
         assert owned.execute("SELECT generation FROM orders").fetchall() == [(kept,)]
         assert not owned.closed
     assert producer.get_many([undone, kept]).keys() == {kept}
+
+
+def test_an_id_may_be_text_as_celery_and_notices_give_it(engine, told_only):
+    """`sent.id` of a bare Celery client, `notice["data"]["id"]` of a notice."""
+    generation_id = running(engine)
+    named = str(generation_id)
+    with in_background(lambda: (waited_for(engine), end(engine, generation_id))):
+        assert producer.wait(named, timeout=LONG).id == generation_id
+    assert producer.get(named).id == generation_id
+    assert producer.wait(named.upper(), timeout=1).id == generation_id
+    assert producer.wait_many([named, generation_id]).keys() == {generation_id}
+    assert producer.get_many([named]).keys() == {generation_id}
+    assert [event.event for event in producer.events(named, timeout=1)][-1] == "complete"
+    assert producer.cancel(named).status is Status.COMPLETED
+    with pytest.raises(RetryRefused):
+        producer.retry(named)
+
+    async def story():
+        assert (await aproducer.wait(named, timeout=1)).id == generation_id
+        assert (await aproducer.wait_many([named])).keys() == {generation_id}
+        assert [event.event async for event in aproducer.events(named)][-1] == "complete"
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("wrong", ["order-4711", "", None, 7, b"x"])
+def test_what_is_no_id_is_named(engine, wrong):
+    calls = [
+        producer.get,
+        producer.cancel,
+        producer.retry,
+        producer.wait,
+        lambda one: next(producer.events(one)),
+        lambda one: producer.get_many([one]),
+        lambda one: producer.wait_many([one]),
+        lambda one: asyncio.run(aproducer.wait(one)),
+        lambda one: asyncio.run(anext(aproducer.events(one))),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidRequest, match=r"generation_id is .*; allowed: a UUID"):
+            call(wrong)
