@@ -66,7 +66,7 @@ def enqueue(
     priority: int = 0,
     tenant: str | None = None,
     metadata: Mapping[str, Any] | None = None,
-    notify: Any = None,
+    notify: Mapping[str, Any] | None = None,
     deadline: datetime | None = None,
 ) -> uuid.UUID:
     """Store a generation request and return the generation's id.
@@ -111,7 +111,7 @@ def enqueue_many(
     priority: int = 0,
     tenant: str | None = None,
     metadata: Mapping[str, Any] | None = None,
-    notify: Any = None,
+    notify: Mapping[str, Any] | None = None,
     deadline: datetime | None = None,
 ) -> list[uuid.UUID]:
     """Store many requests in one transaction: all or none. Ids are in the order of `requests`.
@@ -120,6 +120,8 @@ def enqueue_many(
     its place: InvalidRequest for `requests[3].duration`. BudgetExceeded speaks of them all.
     """
     listed = list(requests)
+    if isinstance(idempotency_keys, str):
+        raise InvalidRequest("idempotency_keys", idempotency_keys, "a list, one key per request")
     if idempotency_keys is not None and len(idempotency_keys) != len(listed):
         raise InvalidRequest(
             "idempotency_keys", f"{len(idempotency_keys)} keys", f"{len(listed)}, one per request"

@@ -278,3 +278,10 @@ def test_without_an_address_it_says_which_variable(engine, monkeypatch):
     with pytest.raises(SettingsError, match="SEEDANCE_DATABASE_URL") as caught:
         enqueue(REQUEST)
     assert "secret" not in str(caught.value)
+
+
+def test_one_key_is_not_a_key_for_each_request(engine):
+    """Text is a sequence too: of its characters."""
+    with pytest.raises(InvalidRequest, match="idempotency_keys is 'ab'; allowed: a list"):
+        enqueue_many([REQUEST, REQUEST], idempotency_keys="ab")
+    assert count(engine) == 0
