@@ -1,4 +1,5 @@
-"""`worker.producer` for asyncio: the same names, to be awaited.
+"""`worker.producer` for asyncio: the same names, to be awaited (all but `estimate`, which asks
+nobody; `joined` is for connections that are not awaited).
 
     from worker.aproducer import enqueue, wait
 
@@ -13,34 +14,90 @@ is part of the caller's transaction.
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, TypedDict, TypeVar, Unpack
 
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
 from worker import producer
-from worker.producer import EventView, GenerationView, Id, Request
+from worker.producer import (
+    BudgetExceeded,
+    BudgetView,
+    EventView,
+    GenerationRequest,
+    GenerationView,
+    Id,
+    IdempotencyConflict,
+    InvalidRequest,
+    Request,
+    RetryRefused,
+    Room,
+    StillRunningError,
+    UnknownGenerationError,
+    estimate,
+)
 from worker.producer_database import engine, follower
 from worker.requests import check_id
-from worker.waiting import Deadline, Ends, History, StillRunningError, UnknownGenerationError
+from worker.waiting import Deadline, Ends, History
 
 Own = AsyncSession | AsyncConnection
 T = TypeVar("T")
 
 
-async def enqueue(request: Request, *, session: Own | None = None, **options: Any) -> uuid.UUID:
+class Options(TypedDict, total=False):
+    """What `enqueue` and `enqueue_many` take beside requests and keys."""
+
+    priority: int
+    tenant: str | None
+    metadata: Mapping[str, Any] | None
+    notify: Mapping[str, Any] | None
+    deadline: datetime | None
+
+
+class OptionsOfOne(Options, total=False):
+    """What `enqueue` takes."""
+
+    idempotency_key: str | None
+
+
+class OptionsOfMany(Options, total=False):
+    """What `enqueue_many` takes."""
+
+    idempotency_keys: Sequence[str] | None
+
+
+class OptionsOfRetry(TypedDict, total=False):
+    """What `retry` takes."""
+
+    again: bool
+    by: str | None
+    reason: str | None
+
+
+async def enqueue(
+    request: Request, *, session: Own | None = None, **options: Unpack[OptionsOfOne]
+) -> uuid.UUID:
     """`worker.producer.enqueue`, with its options."""
     return await _run(session, lambda own: producer.enqueue(request, session=own, **options))
 
 
 async def enqueue_many(
-    requests: Iterable[Request], *, session: Own | None = None, **options: Any
+    requests: Iterable[Request],
+    *,
+    session: Own | None = None,
+    **options: Unpack[OptionsOfMany],
 ) -> list[uuid.UUID]:
     """`worker.producer.enqueue_many`, with its options."""
     listed = list(requests)
     return await _run(session, lambda own: producer.enqueue_many(listed, session=own, **options))
+
+
+async def budgets_of(tenant: str | None = None, *, session: Own | None = None) -> list[Room]:
+    """`worker.producer.budgets_of`."""
+    return await _run(session, lambda own: producer.budgets_of(tenant, session=own))
 
 
 async def cancel(generation_id: Id, *, session: Own | None = None) -> GenerationView:
@@ -48,7 +105,9 @@ async def cancel(generation_id: Id, *, session: Own | None = None) -> Generation
     return await _run(session, lambda own: producer.cancel(generation_id, session=own))
 
 
-async def retry(generation_id: Id, *, session: Own | None = None, **options: Any) -> uuid.UUID:
+async def retry(
+    generation_id: Id, *, session: Own | None = None, **options: Unpack[OptionsOfRetry]
+) -> uuid.UUID:
     """`worker.producer.retry`, with its options."""
     return await _run(session, lambda own: producer.retry(generation_id, session=own, **options))
 
@@ -139,13 +198,22 @@ async def _pause(changed: asyncio.Event, seconds: float) -> None:
 
 
 __all__ = [
+    "BudgetExceeded",
+    "BudgetView",
     "EventView",
+    "GenerationRequest",
     "GenerationView",
+    "IdempotencyConflict",
+    "InvalidRequest",
+    "RetryRefused",
+    "Room",
     "StillRunningError",
     "UnknownGenerationError",
+    "budgets_of",
     "cancel",
     "enqueue",
     "enqueue_many",
+    "estimate",
     "events",
     "get",
     "get_many",

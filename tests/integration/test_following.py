@@ -1,17 +1,21 @@
 """Following generations from code: wait, wait_many, events; threads and coroutines alike."""
 
 import asyncio
+import inspect
 import threading
 import time
+import typing
 import uuid
 from collections.abc import Iterator
+from decimal import Decimal
 
 import psycopg
 import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
-from models import telling, transitions
+from models import budgets, telling, transitions
+from models.budgets import BudgetView, Period, Policy
 from models.lifecycle import Observation, Status
 from tests.integration import rows
 from tests.integration.invariants import in_background
@@ -371,3 +375,30 @@ def test_what_is_no_id_is_named(engine, wrong):
     for call in calls:
         with pytest.raises(InvalidRequest, match=r"generation_id is .*; allowed: a UUID"):
             call(wrong)
+
+
+def test_both_producers_have_the_same_names_and_options():
+    names = set(producer.__all__) - {"joined"}  # for frameworks whose connection is not awaited
+    assert set(aproducer.__all__) == names
+    for name in names:
+        ours, awaited = getattr(producer, name), getattr(aproducer, name)
+        if ours is awaited:
+            continue
+        assert _options(awaited).keys() == _options(ours).keys(), name
+
+
+def _options(call) -> dict[str, object]:
+    """Its parameters by name, those of `**options` spelt out."""
+    parameters = inspect.signature(call).parameters.values()
+    named = {one.name: one for one in parameters if one.kind is not one.VAR_KEYWORD}
+    for one in parameters:
+        if one.kind is one.VAR_KEYWORD:
+            named |= typing.get_type_hints(typing.get_args(one.annotation)[0])
+    return named
+
+
+def test_budgets_may_be_awaited(engine):
+    with engine.begin() as conn:
+        budgets.put(conn, BudgetView("acme", Period.DAY, Decimal(20), Policy.REFUSE))
+    (room,) = asyncio.run(aproducer.budgets_of("acme"))
+    assert (room.budget.tenant, room.left) == ("acme", Decimal(20))
