@@ -170,6 +170,10 @@ async def events(
 async def _run(own: Own | None, act: Callable[[Session | Connection | None], T]) -> T:
     if own is None:
         return await asyncio.to_thread(act, None)
+    if not isinstance(own, AsyncSession | AsyncConnection):
+        raise InvalidRequest(
+            "session", own, "an AsyncSession or AsyncConnection (a Session: worker.producer)"
+        )
     return await own.run_sync(act)
 
 

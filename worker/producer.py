@@ -21,7 +21,6 @@ from decimal import Decimal
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
-from sqlalchemy.orm import Session
 
 from api_client import GenerationRequest, InvalidRequest
 from models import budgets, intake, reads, schedule, transitions
@@ -33,6 +32,7 @@ from models.reads import EventView, GenerationView
 from worker import retrying
 from worker.author import author
 from worker.producer_database import (
+    Own,
     connection,
     engine,
     follower,
@@ -61,7 +61,7 @@ Id = uuid.UUID | str
 def enqueue(
     request: Request,
     *,
-    session: Session | Connection | None = None,
+    session: Own | None = None,
     idempotency_key: str | None = None,
     priority: int = 0,
     tenant: str | None = None,
@@ -106,7 +106,7 @@ def _stored_alone(new: NewGeneration) -> uuid.UUID:
 def enqueue_many(
     requests: Iterable[Request],
     *,
-    session: Session | Connection | None = None,
+    session: Own | None = None,
     idempotency_keys: Sequence[str] | None = None,
     priority: int = 0,
     tenant: str | None = None,
@@ -169,15 +169,13 @@ def estimate(request: Request) -> Decimal:
     return check_request(request).estimated_cost
 
 
-def budgets_of(
-    tenant: str | None = None, *, session: Session | Connection | None = None
-) -> list[Room]:
+def budgets_of(tenant: str | None = None, *, session: Own | None = None) -> list[Room]:
     """The budgets, of one tenant if it is named, with what is spent and left of each."""
     with connection(session) as conn:
         return budgets.rooms(conn, None if tenant is None else [tenant])
 
 
-def cancel(generation_id: Id, *, session: Session | Connection | None = None) -> GenerationView:
+def cancel(generation_id: Id, *, session: Own | None = None) -> GenerationView:
     """Ask for a generation to be cancelled, and return what it is now.
 
     Before its submission it is cancelled at once. Later the wish is carried out as soon as it
@@ -194,7 +192,7 @@ def cancel(generation_id: Id, *, session: Session | Connection | None = None) ->
 def retry(
     generation_id: Id,
     *,
-    session: Session | Connection | None = None,
+    session: Own | None = None,
     again: bool = False,
     by: str | None = None,
     reason: str | None = None,
@@ -210,7 +208,7 @@ def retry(
         return retrying.retry(conn, own, by=who, again=again)
 
 
-def get(generation_id: Id, *, session: Session | Connection | None = None) -> GenerationView:
+def get(generation_id: Id, *, session: Own | None = None) -> GenerationView:
     """A generation as it is now. Raises UnknownGenerationError."""
     own = check_id(generation_id)
     with connection(session) as conn:
@@ -218,7 +216,7 @@ def get(generation_id: Id, *, session: Session | Connection | None = None) -> Ge
 
 
 def get_many(
-    generation_ids: Iterable[Id], *, session: Session | Connection | None = None
+    generation_ids: Iterable[Id], *, session: Own | None = None
 ) -> dict[uuid.UUID, GenerationView]:
     """Generations as they are now, in one query. Those that don't exist are left out."""
     ids = [check_id(one) for one in generation_ids]
