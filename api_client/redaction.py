@@ -52,7 +52,10 @@ def redact_all(value: Any) -> Any:
 
 def shown(value: Any, limit: int = 80) -> str:
     """A value for a message: its repr, without queries, and short."""
-    text = repr(redact_all(value))
+    try:
+        text = repr(redact_all(value))
+    except Exception:  # noqa: BLE001 - anybody's __repr__, or a number too long to be written
+        text = f"something of type {type(value).__name__}"
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 

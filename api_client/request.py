@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, Self, cast, get_args
 
 from pydantic import (
@@ -44,6 +45,7 @@ _ALLOWED: Final[dict[str, str]] = {
     "content": "a list of at least 1 item",
     "type": f"one of {', '.join(get_args(ContentType))}",
 }
+_ITEM: Final = 'an object, such as {"type": "text", "text": "…"}'
 _ITEM_VALUE: Final = "a text of at least 1 character, under the name that `type` gives"
 
 
@@ -60,6 +62,8 @@ def _items(value: Any) -> Any:
         raise ValueError("not a list")  # noqa: TRY004 - pydantic wants a ValueError
     items = []
     for number, item in enumerate(value):
+        if not isinstance(item, ContentItem | Mapping):
+            raise InvalidRequest(f"content.{number}", item, _ITEM)
         try:
             items.append(ContentItem.model_validate(item))
         except InvalidRequest as error:
@@ -108,6 +112,8 @@ def _explain(model: type[BaseModel], error: dict[str, Any]) -> tuple[str, Any, s
     name = location[0] if location else ""
     if error["type"] == "extra_forbidden":
         return field, error["input"], f"only the fields {', '.join(model.model_fields)}"
+    if error["type"] == "string_unicode":
+        return field, error["input"], "Unicode text, without half a character"
     value = Missing() if error["type"] == "missing" else error["input"]
     return field, value, _ALLOWED.get(name, _ITEM_VALUE if name else "an object")
 

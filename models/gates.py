@@ -5,6 +5,7 @@ opens them. `backoff` closes for as long as Retry-After or backoff says, for eve
 time is up it re-opens by and by, since the whole crowd at once would only be refused again.
 """
 
+import uuid
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -31,6 +32,11 @@ UNANSWERED = 60.0
 
 SLOWEST_PROBES = 10.0
 """A gate that stays closed is probed less and less often, down to one in so many intervals."""
+
+LONGEST_ASIDE = 60.0
+"""At most so many seconds longer than the gate is closed, one stays away that is refused again
+and again.
+"""
 
 
 class GateName(StrEnum):
@@ -299,6 +305,25 @@ def record_balance(
 def _stays_closed(failures: int) -> float:
     """Seconds that the credit gate stays closed at least: none at first, then up to 5 minutes."""
     return 0.0 if failures <= 1 else min(300.0, 5.0 * 2.0 ** min(failures - 1, 10))
+
+
+def aside(conn: Connection, generation_id: uuid.UUID) -> float:
+    """Seconds for which one that the provider put off stays away.
+
+    Whoever was put off before lets others go first once the backoff gate's time is up: else one
+    that is always refused would be tried each time, and close the gate to all the others.
+    """
+    refused = conn.execute(
+        select(func.count()).where(_a.generation_id == generation_id, _a.outcome == "refused")
+    ).scalar_one()
+    if not refused:
+        return 1.0
+    opens_in = conn.execute(
+        select(func.extract("epoch", _gates.c.opens_at - func.now())).where(
+            _gates.c.name == str(GateName.BACKOFF), _gates.c.opens_at > func.now()
+        )
+    ).scalar_one_or_none()
+    return float(opens_in or 0.0) + min(LONGEST_ASIDE, 2.0 ** min(refused, 10))
 
 
 def failures(conn: Connection, name: GateName) -> int:

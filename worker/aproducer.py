@@ -1,4 +1,5 @@
-"""`worker.producer` for asyncio: the same names, to be awaited.
+"""`worker.producer` for asyncio: the same names, to be awaited (all but `estimate`, which asks
+nobody; `joined` is for connections that are not awaited).
 
     from worker.aproducer import enqueue, wait
 
@@ -13,73 +14,131 @@ is part of the caller's transaction.
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, TypedDict, TypeVar, Unpack
 
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
 from worker import producer
-from worker.producer import EventView, GenerationView, Request
+from worker.producer import (
+    BudgetExceeded,
+    BudgetView,
+    EventView,
+    GenerationRequest,
+    GenerationView,
+    Id,
+    IdempotencyConflict,
+    InvalidRequest,
+    Request,
+    RetryRefused,
+    Room,
+    StillRunningError,
+    UnknownGenerationError,
+    estimate,
+)
 from worker.producer_database import engine, follower
-from worker.waiting import Deadline, Ends, History, StillRunningError, UnknownGenerationError
+from worker.requests import check_id
+from worker.waiting import Deadline, Ends, History
 
 Own = AsyncSession | AsyncConnection
 T = TypeVar("T")
 
 
-async def enqueue(request: Request, *, session: Own | None = None, **options: Any) -> uuid.UUID:
+class Options(TypedDict, total=False):
+    """What `enqueue` and `enqueue_many` take beside requests and keys."""
+
+    priority: int
+    tenant: str | None
+    metadata: Mapping[str, Any] | None
+    notify: Mapping[str, Any] | None
+    deadline: datetime | None
+
+
+class OptionsOfOne(Options, total=False):
+    """What `enqueue` takes."""
+
+    idempotency_key: str | None
+
+
+class OptionsOfMany(Options, total=False):
+    """What `enqueue_many` takes."""
+
+    idempotency_keys: Sequence[str] | None
+
+
+class OptionsOfRetry(TypedDict, total=False):
+    """What `retry` takes."""
+
+    again: bool
+    by: str | None
+    reason: str | None
+
+
+async def enqueue(
+    request: Request, *, session: Own | None = None, **options: Unpack[OptionsOfOne]
+) -> uuid.UUID:
     """`worker.producer.enqueue`, with its options."""
     return await _run(session, lambda own: producer.enqueue(request, session=own, **options))
 
 
 async def enqueue_many(
-    requests: Iterable[Request], *, session: Own | None = None, **options: Any
+    requests: Iterable[Request],
+    *,
+    session: Own | None = None,
+    **options: Unpack[OptionsOfMany],
 ) -> list[uuid.UUID]:
     """`worker.producer.enqueue_many`, with its options."""
     listed = list(requests)
     return await _run(session, lambda own: producer.enqueue_many(listed, session=own, **options))
 
 
-async def cancel(generation_id: uuid.UUID, *, session: Own | None = None) -> GenerationView:
+async def budgets_of(tenant: str | None = None, *, session: Own | None = None) -> list[Room]:
+    """`worker.producer.budgets_of`."""
+    return await _run(session, lambda own: producer.budgets_of(tenant, session=own))
+
+
+async def cancel(generation_id: Id, *, session: Own | None = None) -> GenerationView:
     """`worker.producer.cancel`."""
     return await _run(session, lambda own: producer.cancel(generation_id, session=own))
 
 
 async def retry(
-    generation_id: uuid.UUID, *, session: Own | None = None, **options: Any
+    generation_id: Id, *, session: Own | None = None, **options: Unpack[OptionsOfRetry]
 ) -> uuid.UUID:
     """`worker.producer.retry`, with its options."""
     return await _run(session, lambda own: producer.retry(generation_id, session=own, **options))
 
 
-async def get(generation_id: uuid.UUID, *, session: Own | None = None) -> GenerationView:
+async def get(generation_id: Id, *, session: Own | None = None) -> GenerationView:
     """`worker.producer.get`."""
     return await _run(session, lambda own: producer.get(generation_id, session=own))
 
 
 async def get_many(
-    generation_ids: Iterable[uuid.UUID], *, session: Own | None = None
+    generation_ids: Iterable[Id], *, session: Own | None = None
 ) -> dict[uuid.UUID, GenerationView]:
     """`worker.producer.get_many`."""
     ids = list(generation_ids)
     return await _run(session, lambda own: producer.get_many(ids, session=own))
 
 
-async def wait(generation_id: uuid.UUID, *, timeout: float | None = None) -> GenerationView:
+async def wait(generation_id: Id, *, timeout: float | None = None) -> GenerationView:
     """`worker.producer.wait`."""
-    return (await wait_many([generation_id], timeout=timeout))[generation_id]
+    own = check_id(generation_id)
+    return (await wait_many([own], timeout=timeout))[own]
 
 
 async def wait_many(
-    generation_ids: Iterable[uuid.UUID],
+    generation_ids: Iterable[Id],
     *,
     timeout: float | None = None,
 ) -> dict[uuid.UUID, GenerationView]:
     """`worker.producer.wait_many`."""
     deadline = Deadline(timeout)
-    ids = list(generation_ids)
+    ids = [check_id(one) for one in generation_ids]
     ends = Ends(engine(), ids)
     if await asyncio.to_thread(ends.read):
         return ends.views
@@ -90,15 +149,15 @@ async def wait_many(
 
 
 async def events(
-    generation_id: uuid.UUID,
+    generation_id: Id,
     *,
     skip: int = 0,
     timeout: float | None = None,
 ) -> AsyncIterator[EventView]:
     """`worker.producer.events`."""
-    deadline = Deadline(timeout)
-    history = History(engine(), generation_id, skip)
-    async with _following([generation_id]) as changed:
+    own, deadline = check_id(generation_id), Deadline(timeout)
+    history = History(engine(), own, skip)
+    async with _following([own]) as changed:
         while True:
             new, ended = await asyncio.to_thread(history.read)
             for event in new:
@@ -111,6 +170,10 @@ async def events(
 async def _run(own: Own | None, act: Callable[[Session | Connection | None], T]) -> T:
     if own is None:
         return await asyncio.to_thread(act, None)
+    if not isinstance(own, AsyncSession | AsyncConnection):
+        raise InvalidRequest(
+            "session", own, "an AsyncSession or AsyncConnection (a Session: worker.producer)"
+        )
     return await own.run_sync(act)
 
 
@@ -139,13 +202,22 @@ async def _pause(changed: asyncio.Event, seconds: float) -> None:
 
 
 __all__ = [
+    "BudgetExceeded",
+    "BudgetView",
     "EventView",
+    "GenerationRequest",
     "GenerationView",
+    "IdempotencyConflict",
+    "InvalidRequest",
+    "RetryRefused",
+    "Room",
     "StillRunningError",
     "UnknownGenerationError",
+    "budgets_of",
     "cancel",
     "enqueue",
     "enqueue_many",
+    "estimate",
     "events",
     "get",
     "get_many",

@@ -21,7 +21,6 @@ from decimal import Decimal
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
-from sqlalchemy.orm import Session
 
 from api_client import GenerationRequest, InvalidRequest
 from models import budgets, intake, reads, schedule, transitions
@@ -33,6 +32,7 @@ from models.reads import EventView, GenerationView
 from worker import retrying
 from worker.author import author
 from worker.producer_database import (
+    Own,
     connection,
     engine,
     follower,
@@ -40,6 +40,7 @@ from worker.producer_database import (
     surely,
 )
 from worker.requests import (
+    check_id,
     check_key,
     check_options,
     check_request,
@@ -53,17 +54,19 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 Request = GenerationRequest | Mapping[str, Any]
+Id = uuid.UUID | str
+"""A generation's id; as text too, as Celery's `send_task(…).id` and notices have it."""
 
 
 def enqueue(
     request: Request,
     *,
-    session: Session | Connection | None = None,
+    session: Own | None = None,
     idempotency_key: str | None = None,
     priority: int = 0,
     tenant: str | None = None,
     metadata: Mapping[str, Any] | None = None,
-    notify: Any = None,
+    notify: Mapping[str, Any] | None = None,
     deadline: datetime | None = None,
 ) -> uuid.UUID:
     """Store a generation request and return the generation's id.
@@ -103,12 +106,12 @@ def _stored_alone(new: NewGeneration) -> uuid.UUID:
 def enqueue_many(
     requests: Iterable[Request],
     *,
-    session: Session | Connection | None = None,
+    session: Own | None = None,
     idempotency_keys: Sequence[str] | None = None,
     priority: int = 0,
     tenant: str | None = None,
     metadata: Mapping[str, Any] | None = None,
-    notify: Any = None,
+    notify: Mapping[str, Any] | None = None,
     deadline: datetime | None = None,
 ) -> list[uuid.UUID]:
     """Store many requests in one transaction: all or none. Ids are in the order of `requests`.
@@ -117,6 +120,8 @@ def enqueue_many(
     its place: InvalidRequest for `requests[3].duration`. BudgetExceeded speaks of them all.
     """
     listed = list(requests)
+    if isinstance(idempotency_keys, str):
+        raise InvalidRequest("idempotency_keys", idempotency_keys, "a list, one key per request")
     if idempotency_keys is not None and len(idempotency_keys) != len(listed):
         raise InvalidRequest(
             "idempotency_keys", f"{len(idempotency_keys)} keys", f"{len(listed)}, one per request"
@@ -164,33 +169,30 @@ def estimate(request: Request) -> Decimal:
     return check_request(request).estimated_cost
 
 
-def budgets_of(
-    tenant: str | None = None, *, session: Session | Connection | None = None
-) -> list[Room]:
+def budgets_of(tenant: str | None = None, *, session: Own | None = None) -> list[Room]:
     """The budgets, of one tenant if it is named, with what is spent and left of each."""
     with connection(session) as conn:
         return budgets.rooms(conn, None if tenant is None else [tenant])
 
 
-def cancel(
-    generation_id: uuid.UUID, *, session: Session | Connection | None = None
-) -> GenerationView:
+def cancel(generation_id: Id, *, session: Own | None = None) -> GenerationView:
     """Ask for a generation to be cancelled, and return what it is now.
 
     Before its submission it is cancelled at once. Later the wish is carried out as soon as it
     can be: the remote task is asked to stop, and may complete all the same, and be charged.
     Raises UnknownGenerationError.
     """
+    own = check_id(generation_id)
     with connection(session) as conn:
-        transitions.cancel(conn, generation_id)
+        transitions.cancel(conn, own)
         schedule.wake(conn)
-        return _found(conn, generation_id)
+        return _found(conn, own)
 
 
 def retry(
-    generation_id: uuid.UUID,
+    generation_id: Id,
     *,
-    session: Session | Connection | None = None,
+    session: Own | None = None,
     again: bool = False,
     by: str | None = None,
     reason: str | None = None,
@@ -201,44 +203,47 @@ def retry(
     is final. `again`: also if it was retried, or is a retry, before; `by` and `reason` are kept.
     Raises RetryRefused, BudgetExceeded and UnknownGenerationError.
     """
-    who = author(by, reason)
+    own, who = check_id(generation_id), author(by, reason)
     with connection(session) as conn:
-        return retrying.retry(conn, generation_id, by=who, again=again)
+        return retrying.retry(conn, own, by=who, again=again)
 
 
-def get(generation_id: uuid.UUID, *, session: Session | Connection | None = None) -> GenerationView:
+def get(generation_id: Id, *, session: Own | None = None) -> GenerationView:
     """A generation as it is now. Raises UnknownGenerationError."""
+    own = check_id(generation_id)
     with connection(session) as conn:
-        return _found(conn, generation_id)
+        return _found(conn, own)
 
 
 def get_many(
-    generation_ids: Iterable[uuid.UUID], *, session: Session | Connection | None = None
+    generation_ids: Iterable[Id], *, session: Own | None = None
 ) -> dict[uuid.UUID, GenerationView]:
     """Generations as they are now, in one query. Those that don't exist are left out."""
+    ids = [check_id(one) for one in generation_ids]
     with connection(session) as conn:
-        return reads.get_many(conn, list(generation_ids))
+        return reads.get_many(conn, ids)
 
 
-def wait(generation_id: uuid.UUID, *, timeout: float | None = None) -> GenerationView:
+def wait(generation_id: Id, *, timeout: float | None = None) -> GenerationView:
     """Wait until a generation has ended, however it does, and return it.
 
     Raises StillRunningError (a TimeoutError, with how it is) after `timeout` seconds, and
     UnknownGenerationError. Any number of threads may wait; they share one connection. Not within
     the transaction that enqueues it: nobody else sees it before the commit.
     """
-    return wait_many([generation_id], timeout=timeout)[generation_id]
+    own = check_id(generation_id)
+    return wait_many([own], timeout=timeout)[own]
 
 
 def wait_many(
-    generation_ids: Iterable[uuid.UUID], *, timeout: float | None = None
+    generation_ids: Iterable[Id], *, timeout: float | None = None
 ) -> dict[uuid.UUID, GenerationView]:
     """Wait until all of them have ended; they are in the order in which they were named.
 
     Raises StillRunningError (how each is, in `views`) and UnknownGenerationError.
     """
     deadline = Deadline(timeout)
-    ids = list(generation_ids)
+    ids = [check_id(one) for one in generation_ids]
     ends, changed = Ends(engine(), ids), threading.Event()
     if ends.read():
         return ends.views
@@ -250,16 +255,16 @@ def wait_many(
 
 
 def events(
-    generation_id: uuid.UUID, *, skip: int = 0, timeout: float | None = None
+    generation_id: Id, *, skip: int = 0, timeout: float | None = None
 ) -> Iterator[EventView]:
     """What has happened to a generation, then what happens, up to its end.
 
     `skip`: so many events the caller has seen already. Raises StillRunningError when the end has
     not come after `timeout` seconds, and UnknownGenerationError.
     """
-    deadline = Deadline(timeout)
-    history, changed = History(engine(), generation_id, skip), threading.Event()
-    with follower().following([generation_id], changed.set):
+    own, deadline = check_id(generation_id), Deadline(timeout)
+    history, changed = History(engine(), own, skip), threading.Event()
+    with follower().following([own], changed.set):
         while True:
             changed.clear()
             new, ended = history.read()

@@ -10,13 +10,17 @@ from typing import Any, TypeVar
 import psycopg
 from sqlalchemy import Connection, Engine, NullPool, create_engine
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session
 
+from api_client import InvalidRequest
 from models.database import DRIVER, make_engine
 from worker.follower import Follower
 from worker.variables import SettingsError, secret
 
 T = TypeVar("T")
+
+Own = Session | scoped_session[Session] | Connection
+"""A caller's transaction."""
 
 TRUSTED = 1.0
 """Seconds for which a connection is taken for alive after its last use. What is stored then over
@@ -51,11 +55,15 @@ def follower() -> Follower:
 
 
 @contextmanager
-def connection(session: Session | Connection | None) -> Iterator[Connection]:
-    """The caller's transaction, or one of its own."""
+def connection(session: Own | None) -> Iterator[Connection]:
+    """The caller's transaction, or one of its own. Raises InvalidRequest for what has none."""
     if isinstance(session, Connection):
         yield session
     elif session is not None:
+        if not isinstance(session, Session | scoped_session):
+            raise InvalidRequest(
+                "session", session, "a Session or Connection (an AsyncSession: worker.aproducer)"
+            )
         # What the caller has added so far goes first, as it would by itself before a query.
         session.flush()
         yield session.connection()

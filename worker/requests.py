@@ -6,7 +6,7 @@ Everything is checked here, by whatever way a request comes in; nothing is silen
 import json
 import math
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, Final, get_args
 from urllib.parse import urlsplit
 
-from api_client import ContentItem, GenerationRequest, InvalidRequest, estimate_cost
+from api_client import GenerationRequest, InvalidRequest, estimate_cost
 from api_client.request import ContentType
 from models import storable
 from models.budgets import BudgetView, Period, Policy
@@ -37,6 +37,8 @@ _MAX_NAME = 200
 _SMALLEST = Decimal("0.0001")
 _PRIORITY = 32_767
 _DEPTH = 100
+_MOST_DIGITS = 10**1_000
+"""Python writes and reads numbers of up to 4,300 digits, and others fewer."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,13 @@ def check_request(request: GenerationRequest | Mapping[str, Any]) -> Checked:
 def _checked(checked: GenerationRequest) -> Checked:
     body = {**checked.body(), "seed": checked.seed, "callback_url": checked.callback_url}
     _check_size("request", body, MAX_REQUEST_BYTES)
-    sources = [item for item in checked.content if is_source(item.type, item.value)]
-    for item in sources:
-        _check_source(item)
+    sources = {
+        place: item
+        for place, item in enumerate(checked.content)
+        if is_source(item.type, item.value)
+    }
+    for place, item in sources.items():
+        _check_source(f"content.{place}.{item.type}", item.value)
     return Checked(body, bool(sources), estimate_cost(checked))
 
 
@@ -145,17 +151,16 @@ def _is_text(value: str) -> bool:
     return True
 
 
-def _check_source(item: ContentItem) -> None:
-    value = item.value
+def _check_source(field: str, value: str) -> None:
     scheme, _, rest = value.partition(":")
     if not rest.strip("/ "):
-        raise InvalidRequest(item.type, value, f"a file after {scheme}:")
+        raise InvalidRequest(field, value, f"a file after {scheme}:")
     if "\x00" in value or any(part == ".." for part in rest.split("/")):
-        raise InvalidRequest(item.type, value, "a plain path, without .. in it")
+        raise InvalidRequest(field, value, "a plain path, without .. in it")
     try:
         urlsplit(value)
     except ValueError:
-        raise InvalidRequest(item.type, value, "an address that can be read") from None
+        raise InvalidRequest(field, value, "an address that can be read") from None
 
 
 @dataclass(frozen=True)
@@ -193,8 +198,10 @@ def check_options(
         raise InvalidRequest("metadata", metadata, "an object, or nothing")
     if metadata is not None:
         _check_size("metadata", dict(metadata), MAX_METADATA_BYTES)
-    if deadline is not None and deadline.tzinfo is None:
-        raise InvalidRequest("deadline", deadline, "a time with its zone")
+    if deadline is not None and not (
+        isinstance(deadline, datetime) and deadline.utcoffset() is not None
+    ):
+        raise InvalidRequest("deadline", deadline, "a datetime with its zone")
     if deadline is not None and storable.instant(deadline) is None:
         raise InvalidRequest("deadline", deadline, "a time between 1970 and 9000")
     return Options(
@@ -249,6 +256,16 @@ def new_generation(
         generation_id=generation_id,
         idempotency_key=idempotency_key,
     )
+
+
+def check_id(generation_id: uuid.UUID | str) -> uuid.UUID:
+    """A generation's id; as text too, as Celery and notices give it. Raises InvalidRequest."""
+    if isinstance(generation_id, uuid.UUID):
+        return generation_id
+    try:
+        return uuid.UUID(generation_id)
+    except (ValueError, TypeError, AttributeError):
+        raise InvalidRequest("generation_id", generation_id, "a UUID, or its text") from None
 
 
 def check_key(idempotency_key: str | None) -> str | None:
@@ -311,22 +328,29 @@ def _check_json(field: str, value: Any, depth: int = 0) -> None:
     if depth > _DEPTH:
         raise InvalidRequest(field, "lists or objects in one another", f"at most {_DEPTH} levels")
     match value:
-        case None | bool() | int():
+        case None | bool():
             return
+        case int():
+            if abs(value) >= _MOST_DIGITS:
+                raise InvalidRequest(field, "a longer number", "a number of up to 1,000 digits")
         case str():
             if not _is_text(value):
                 raise InvalidRequest(field, "text with NUL or half a character", "Unicode text")
         case float():
             if not math.isfinite(value):
                 raise InvalidRequest(field, value, "a finite number")
-        case Mapping():
+        case dict():
             for key, inner in value.items():
                 if not isinstance(key, str):
                     raise InvalidRequest(field, key, "text as a key")
                 _check_json(field, key)
                 _check_json(f"{field}.{key}"[:80], inner, depth + 1)
-        case Sequence() if not isinstance(value, bytes):
-            for inner in value:
-                _check_json(field, inner, depth + 1)
+        case list() | tuple():
+            for place, inner in enumerate(value):
+                _check_json(f"{field}.{place}"[:80], inner, depth + 1)
         case _:
-            raise InvalidRequest(field, type(value).__name__, "a JSON value")
+            raise InvalidRequest(
+                field,
+                type(value).__name__,
+                "a JSON value: text, number, true, false, null, list, dict",
+            )

@@ -32,11 +32,14 @@ def verified(secrets: Sequence[str], body: bytes, headers: Mapping[str, str]) ->
     """
     last = WebhookVerificationError("there is no secret to verify it with")
     for secret in secrets:
+        webhook = Webhook(secret)
         try:
-            notice: dict[str, Any] = Webhook(secret).verify(body, dict(headers))
+            notice: dict[str, Any] = webhook.verify(body, dict(headers))
             return notice
         except WebhookVerificationError as error:
             last = error
+        except ValueError:  # a signature of another form, or a body that is no text
+            last = WebhookVerificationError("no signature that can be read, or a body that can't")
     raise last
 
 

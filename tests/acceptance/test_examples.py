@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -215,6 +216,11 @@ def test_the_receiver_verifies_stores_once_and_refuses_everything_else(
         assert post(new_webhook_secret(), "two", "completed", 3) == 401, "a stranger"
         assert post(SECRET, "three", "completed", 3, ago=400) == 401, "a recording"
         assert requests.post(address, json={}, timeout=30).status_code == 401
+        strange = {"webhook-id": "x", "webhook-timestamp": str(int(time.time()))}
+        for signature, body in (("v1", b"{}"), ("v1,***", b"{}"), ("v1,AAAA", b"\xff")):
+            headers = {**strange, "webhook-signature": signature}
+            answer = requests.post(address, data=body, headers=headers, timeout=30)
+            assert answer.status_code == 401, (signature, body)
         large = iter([b"x" * 65_536] * 16)  # no length is announced
         assert requests.post(address, data=large, timeout=30).status_code == 413
         assert known() == {str(generation_id): "completed", "another": "running"}

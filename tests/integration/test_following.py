@@ -1,23 +1,32 @@
 """Following generations from code: wait, wait_many, events; threads and coroutines alike."""
 
 import asyncio
+import inspect
 import threading
 import time
+import typing
 import uuid
 from collections.abc import Iterator
+from decimal import Decimal
 
 import psycopg
 import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
-from models import telling, transitions
+from models import budgets, telling, transitions
+from models.budgets import BudgetView, Period, Policy
 from models.lifecycle import Observation, Status
 from tests.integration import rows
 from tests.integration.invariants import in_background
 from worker import aproducer, follower, producer, producer_database
 from worker.embedded_postgres import EmbeddedPostgres
-from worker.producer import StillRunningError, UnknownGenerationError
+from worker.producer import (
+    InvalidRequest,
+    RetryRefused,
+    StillRunningError,
+    UnknownGenerationError,
+)
 
 REQUEST = {"content": [{"type": "text", "text": "a cat"}]}
 LONG = 60.0
@@ -325,3 +334,71 @@ def test_a_psycopg_connection_of_the_caller_decides_on_what_is_stored(engine):
         assert owned.execute("SELECT generation FROM orders").fetchall() == [(kept,)]
         assert not owned.closed
     assert producer.get_many([undone, kept]).keys() == {kept}
+
+
+def test_an_id_may_be_text_as_celery_and_notices_give_it(engine, told_only):
+    """`sent.id` of a bare Celery client, `notice["data"]["id"]` of a notice."""
+    generation_id = running(engine)
+    named = str(generation_id)
+    with in_background(lambda: (waited_for(engine), end(engine, generation_id))):
+        assert producer.wait(named, timeout=LONG).id == generation_id
+    assert producer.get(named).id == generation_id
+    assert producer.wait(named.upper(), timeout=1).id == generation_id
+    assert producer.wait_many([named, generation_id]).keys() == {generation_id}
+    assert producer.get_many([named]).keys() == {generation_id}
+    assert [event.event for event in producer.events(named, timeout=1)][-1] == "complete"
+    assert producer.cancel(named).status is Status.COMPLETED
+    with pytest.raises(RetryRefused):
+        producer.retry(named)
+
+    async def story():
+        assert (await aproducer.wait(named, timeout=1)).id == generation_id
+        assert (await aproducer.wait_many([named])).keys() == {generation_id}
+        assert [event.event async for event in aproducer.events(named)][-1] == "complete"
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("wrong", ["order-4711", "", None, 7, b"x"])
+def test_what_is_no_id_is_named(engine, wrong):
+    calls = [
+        producer.get,
+        producer.cancel,
+        producer.retry,
+        producer.wait,
+        lambda one: next(producer.events(one)),
+        lambda one: producer.get_many([one]),
+        lambda one: producer.wait_many([one]),
+        lambda one: asyncio.run(aproducer.wait(one)),
+        lambda one: asyncio.run(anext(aproducer.events(one))),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidRequest, match=r"generation_id is .*; allowed: a UUID"):
+            call(wrong)
+
+
+def test_both_producers_have_the_same_names_and_options():
+    names = set(producer.__all__) - {"joined"}  # for frameworks whose connection is not awaited
+    assert set(aproducer.__all__) == names
+    for name in names:
+        ours, awaited = getattr(producer, name), getattr(aproducer, name)
+        if ours is awaited:
+            continue
+        assert _options(awaited).keys() == _options(ours).keys(), name
+
+
+def _options(call) -> dict[str, object]:
+    """Its parameters by name, those of `**options` spelt out."""
+    parameters = inspect.signature(call).parameters.values()
+    named = {one.name: one for one in parameters if one.kind is not one.VAR_KEYWORD}
+    for one in parameters:
+        if one.kind is one.VAR_KEYWORD:
+            named |= typing.get_type_hints(typing.get_args(one.annotation)[0])
+    return named
+
+
+def test_budgets_may_be_awaited(engine):
+    with engine.begin() as conn:
+        budgets.put(conn, BudgetView("acme", Period.DAY, Decimal(20), Policy.REFUSE))
+    (room,) = asyncio.run(aproducer.budgets_of("acme"))
+    assert (room.budget.tenant, room.left) == ("acme", Decimal(20))

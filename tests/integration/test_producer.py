@@ -1,5 +1,6 @@
 """What a producer calls, as a producer calls it."""
 
+import asyncio
 import threading
 import uuid
 from collections.abc import Iterator
@@ -10,13 +11,14 @@ from typing import Any
 import psycopg
 import pytest
 from sqlalchemy import Engine, event, func, select, text
-from sqlalchemy.orm import Session
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from models import intake
 from models.lifecycle import Status
 from models.tables import Generation
 from tests.integration import rows
-from worker import producer_database
+from worker import aproducer, producer_database
 from worker.embedded_postgres import EmbeddedPostgres
 from worker.producer import (
     GenerationRequest,
@@ -278,3 +280,34 @@ def test_without_an_address_it_says_which_variable(engine, monkeypatch):
     with pytest.raises(SettingsError, match="SEEDANCE_DATABASE_URL") as caught:
         enqueue(REQUEST)
     assert "secret" not in str(caught.value)
+
+
+def test_one_key_is_not_a_key_for_each_request(engine):
+    """Text is a sequence too: of its characters."""
+    with pytest.raises(InvalidRequest, match="idempotency_keys is 'ab'; allowed: a list"):
+        enqueue_many([REQUEST, REQUEST], idempotency_keys="ab")
+    assert count(engine) == 0
+
+
+def test_a_session_of_the_wrong_kind_is_named(engine):
+    """Asked for its connection, an AsyncSession gives a coroutine that nobody awaits."""
+    other = create_async_engine(engine.url)
+    for wrong in (AsyncSession(other), other.connect(), engine, other, "session"):
+        with pytest.raises(
+            InvalidRequest, match=r"session is .*; allowed: a Session or Connection"
+        ):
+            enqueue(REQUEST, session=wrong)
+    with (
+        Session(engine) as own,
+        pytest.raises(InvalidRequest, match=r"session is .*; allowed: an AsyncSession"),
+    ):
+        asyncio.run(aproducer.enqueue(REQUEST, session=own))
+    assert count(engine) == 0
+
+
+def test_a_scoped_session_is_a_session(engine):
+    sessions = scoped_session(sessionmaker(engine))
+    generation_id = enqueue(REQUEST, session=sessions)
+    sessions.commit()
+    sessions.remove()
+    assert get(generation_id).id == generation_id

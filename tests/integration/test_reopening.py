@@ -143,6 +143,37 @@ def test_trouble_that_returns_closes_it_for_longer(lab, kind):
     lab.sim.clear_faults()
 
 
+def gate_opens(lab):
+    """So much time passes that the backoff gate's is just up."""
+    lab.sql(
+        "UPDATE generations SET due_at = due_at - (SELECT opens_at - now() FROM gates)"
+        " WHERE status = 'accepted'"
+    )
+    time_is_up(lab)
+
+
+def test_one_that_is_refused_again_and_again_does_not_hold_up_the_others(lab):
+    """The provider is well, but for one request: whoever is tried first must not always be it."""
+    poison = lab.enqueue(text_request("poison"), priority=9)
+    others = [lab.enqueue(text_request(f"cat {n}")) for n in range(5)]
+    lab.sim.fault("submit", "service_busy", match="poison", retry_after=30)
+    storm_is_over(lab)
+    for _ in range(5):
+        for claim in let_in(lab):
+            submit.run(lab.rt, [(claim.id, claim.lease)])
+        if lab.gates():
+            gate_opens(lab)
+    with lab.rt.engine.connect() as conn:
+        views = reads.get_many(conn, [poison, *others])
+    assert {views[one].status for one in others} == {Status.RUNNING}
+    assert views[poison].status is Status.ACCEPTED
+    lab.sim.clear_faults()
+    lab.sql("UPDATE generations SET due_at = now() WHERE status = 'accepted'")
+    [claim] = let_in(lab)
+    submit.run(lab.rt, [(claim.id, claim.lease)])
+    assert lab.value("SELECT count(*) FROM generations WHERE status = 'running'") == 6
+
+
 def test_a_short_retry_after_is_not_believed_again_and_again(lab):
     lab.sim.fault("submit", "service_busy", retry_after=1)
     lab.send()

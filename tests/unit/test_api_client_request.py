@@ -128,7 +128,6 @@ def test_content_items(type_):
         ({"text": "x"}, "type"),
         ({"type": "text", "text": "x", "role": "first_frame"}, "role"),
         ({"type": "text", "text": "\ud800"}, "text"),
-        ("x", "ContentItem"),
     ],
 )
 def test_a_bad_item_is_named_with_its_place(item, field):
@@ -136,6 +135,13 @@ def test_a_bad_item_is_named_with_its_place(item, field):
     with pytest.raises(InvalidRequest) as alone:
         ContentItem.model_validate(item)
     assert alone.value.field == field
+
+
+@pytest.mark.parametrize("item", ["a cat", None, 5, ["text", "a cat"]])
+def test_what_is_no_item_is_named_by_its_place(item):
+    error = refusal(content=[TEXT, item])
+    assert (error.field, error.value) == ("content.1", item)
+    assert '{"type": "text"' in error.allowed
 
 
 def test_a_refusal_keeps_secrets_and_is_short():

@@ -1,8 +1,9 @@
 """The door: what a producer may give, and that nothing is silently corrected."""
 
 import uuid
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from types import MappingProxyType
 
 import pytest
 from hypothesis import given, settings
@@ -229,6 +230,9 @@ def test_names_may_be_in_any_script():
         {"a": Decimal(1)},
         {"a": datetime(2026, 1, 1, tzinfo=UTC)},
         {"a": uuid.UUID(int=1)},
+        {"a": MappingProxyType({"b": 1})},
+        {"a": bytearray(b"bytes")},
+        {"a": range(3)},
     ],
     ids=repr,
 )
@@ -286,3 +290,38 @@ def test_ids_are_given_or_drawn():
     generation_id = uuid.uuid4()
     assert new_generation(request(), generation_id=generation_id).id == generation_id
     assert new_generation(request()).id != new_generation(request()).id
+
+
+@pytest.mark.parametrize(
+    "deadline", ["2026-01-01T00:00:00Z", 1e9, date(2026, 1, 1), timedelta(hours=1)], ids=repr
+)
+def test_a_deadline_of_another_type_is_named(deadline):
+    refused("deadline", request(), deadline=deadline)
+
+
+class _Unshowable:
+    def __repr__(self) -> str:
+        raise ValueError("not today")
+
+
+@pytest.mark.parametrize("value", [10**5_000, _Unshowable()], ids=["digits", "repr"])
+def test_a_value_that_cannot_be_shown_is_refused_all_the_same(value):
+    """Python itself refuses to write a number of more than 4,300 digits."""
+    refused("duration", request(duration=value))
+    refused("seed", request(seed=value))
+    refused("idempotency_key", request(), idempotency_key=value)
+    refused("priority", request(), priority=value)
+    refused("metadata", request(), metadata={"order": [value]})
+
+
+def test_a_place_in_a_list_is_named():
+    many = [image(f"path:{number}.png") for number in range(9)]
+    assert refused("", request(*many, "a dog")).field == "content.10"
+    assert refused("", request(*many, image("path:../x"))).field == "content.10.image_url"
+    assert refused("", request(*many, image("a\0"))).field == "request.content.10.image_url"
+    assert refused("", request(), metadata={"a": [1, {"b": {2}}]}).field == "metadata.a.1.b"
+
+
+def test_half_a_character_is_no_matter_of_length():
+    error = refused("content.0.text", {"content": [{"type": "text", "text": "a\ud800"}]})
+    assert "Unicode" in error.allowed

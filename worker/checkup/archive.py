@@ -16,7 +16,8 @@ def archive(settings: Settings) -> Findings:
         read_timeout=min(settings.http_timeout, 5.0),
     )
     if store is None:
-        return Findings((ok("archive", "none: the provider keeps results for seven days"),))
+        said = "SEEDANCE_ARCHIVE_URL is not set here: the provider keeps results for seven days"
+        return Findings((ok("archive", said),))
     where = settings.archive_url
     try:
         removed = store.probe()

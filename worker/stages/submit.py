@@ -364,6 +364,7 @@ def _refused(rt: Runtime, intent: Intent, error: ApiError) -> None:
 
         case Disposition.RETRY | Disposition.HOLD:
             waits_for = common.hold(rt, error, estimate=intent.estimate)
+            put_off = error.disposition is Disposition.RETRY
 
             def write(conn: Connection) -> None:
                 transitions.declined(
@@ -372,7 +373,7 @@ def _refused(rt: Runtime, intent: Intent, error: ApiError) -> None:
                     intent.attempt,
                     code=error.code,
                     waits_for=waits_for,
-                    seconds=1.0,
+                    seconds=gates.aside(conn, intent.generation_id) if put_off else 1.0,
                 )
 
         case Disposition.AMBIGUOUS:
