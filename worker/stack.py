@@ -57,6 +57,8 @@ def worker(number: int, env: Mapping[str, str], run_dir: Path, *options: str) ->
         env={**env, "SEEDANCE_HEARTBEAT_FILE": str(heartbeat)},
         ready=heartbeat.exists,
         grace=50.0,
+        # One after the other, those still to come would take new work meanwhile.
+        group="workers",
     )
 
 

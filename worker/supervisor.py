@@ -4,9 +4,9 @@ No library fitted: honcho ends everything when one process ends, circus brings Z
 supervisord wants a configuration file and a daemon; none of them waits for readiness.
 
 Each child leads a session of its own, so that Ctrl-C in the terminal reaches only the supervisor,
-which then stops the children last-started-first. If the supervisor itself is killed, Linux sends
-its children SIGTERM (PR_SET_PDEATHSIG); on other systems they would live on and have to be stopped
-by hand.
+which then stops the children last-started-first, a group of them together. If the supervisor itself
+is killed, Linux sends its children SIGTERM (PR_SET_PDEATHSIG); on other systems they would live on
+and have to be stopped by hand.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Self, TextIO, cast
 
@@ -38,7 +39,8 @@ class ProcessSpec:
     `env` is added to the supervisor's own environment. The processes after this one are started
     when `ready` says so for the first time (at once, without it); it is asked often and must
     answer quickly, and an exception means "not yet". With `restart=False` the process is left
-    alone when it ends. `grace` is how long it may take to end after SIGTERM.
+    alone when it ends. `grace` is how long it may take to end after SIGTERM; neighbours of the
+    same `group` are told to stop together.
     """
 
     name: str
@@ -47,6 +49,7 @@ class ProcessSpec:
     ready: Callable[[], bool] | None = None
     restart: bool = True
     grace: float = 30.0
+    group: str = ""
 
 
 class _Child:
@@ -120,7 +123,7 @@ class Supervisor:
             time.sleep(_TICK)
 
     def stop(self) -> None:
-        """Stop everything that was started, last first, and nothing else."""
+        """Stop everything that was started, last first, groups at once, and nothing else."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join()
@@ -251,14 +254,19 @@ class Supervisor:
         running = [child for child in self._children.values() if child.process is not None]
         if running:
             self._say(f"stopping {', '.join(c.spec.name for c in reversed(running))}")
-        for child in reversed(running):
-            process = cast("subprocess.Popen[bytes]", child.process)
+        for _, group in groupby(reversed(running), lambda c: c.spec.group or c.spec.name):
+            self._stop_group(list(group))
+
+    def _stop_group(self, group: Sequence[_Child]) -> None:
+        told = time.monotonic()
+        processes = [cast("subprocess.Popen[bytes]", child.process) for child in group]
+        for process in processes:
             # Only the process itself: it knows best how to stop its own children.
             if not has_ended(process):
                 process.send_signal(signal.SIGTERM)
-            deadline = time.monotonic() + child.spec.grace
+        for child, process in zip(group, processes, strict=True):
             while not has_ended(process):
-                if time.monotonic() > deadline or self._hurry.wait(_TICK):
+                if time.monotonic() > told + child.spec.grace or self._hurry.wait(_TICK):
                     self._say(f"{child.spec.name} has not ended in time and is killed")
                     self._killed.append(child.spec.name)
                     break

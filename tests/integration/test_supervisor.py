@@ -165,6 +165,33 @@ def test_all_stop_in_reverse_order():
     assert "killed" not in screen.getvalue()
 
 
+def test_a_group_is_told_to_stop_together(tmp_path):
+    """Each ends only when the other has been told as well."""
+    leave = f"""
+import pathlib, signal, sys, time
+here = pathlib.Path({str(tmp_path)!r})
+def told(*_):
+    (here / sys.argv[1]).touch()
+    while not (here / sys.argv[2]).exists():
+        time.sleep(0.01)
+    sys.exit(print("bye"))
+signal.signal(signal.SIGTERM, told)
+print("hello")
+time.sleep(600)
+"""
+    specs = [
+        ProcessSpec("before", POLITE),
+        ProcessSpec("one", [*python(leave), "1", "2"], group="pair"),
+        ProcessSpec("two", [*python(leave), "2", "1"], group="pair"),
+    ]
+    screen = Screen()
+    with Supervisor(specs, output=screen):
+        assert screen.saw("hello", 3)
+    assert "killed" not in screen.getvalue()
+    *pair, last = re.findall(r"(\w+) +\| bye", screen.getvalue())
+    assert (sorted(pair), last) == (["one", "two"], "before")
+
+
 def test_one_that_does_not_end_in_time_is_killed_with_its_children():
     screen = Screen()
     nested = f"import subprocess; subprocess.run({STUBBORN!r})"
