@@ -56,6 +56,13 @@ def touch(file: Path | None) -> None:
             file.touch()
 
 
+def forget(file: Path | None) -> None:
+    """The process begins: what one before it said in the same container is no longer true."""
+    if file is not None:
+        with contextlib.suppress(OSError):
+            file.unlink()
+
+
 def all_stuck(threads: int, since: Mapping[int, float], now: float) -> bool:
     """Whether every thread of a pool has been at the same task for too long."""
     began = list(since.values())

@@ -63,3 +63,28 @@ def test_beat_beats_also_while_the_broker_is_away(tmp_path, environment):
             assert beat.poll() is None
         finally:
             beat.kill()
+
+
+@pytest.mark.parametrize("process", ["worker", "beat"])
+def test_the_file_of_one_that_ran_before_says_nothing_of_this_one(process, tmp_path, environment):
+    """In a container that is started again it is still there, and young."""
+    file, log = tmp_path / "beat", tmp_path / "log"
+    file.touch()
+    env = {
+        **os.environ,
+        **environment,
+        "SEEDANCE_DATABASE_URL": f"postgresql+psycopg://a:b@127.0.0.1:{stack.free_port()}/x",
+        "SEEDANCE_HEARTBEAT_FILE": str(file),
+    }
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
+            [sys.executable, "-m", "worker.cli", process], env=env, stdout=output, stderr=output
+        ) as started,
+    ):
+        try:
+            wait_for(lambda: "waiting: " in log.read_text(), "it waits for the database")
+            assert not file.exists()
+            assert started.poll() is None
+        finally:
+            started.kill()

@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from models import grants
-from worker import logs, tracing
+from worker import heartbeat, logs, tracing
 from worker import migrate as migrations
 from worker.archive import StorageError, open_store
 from worker.cli import output
@@ -236,6 +236,7 @@ def _check_archive(settings: Settings) -> None:
 def prepare(process: str, log_level: str | None) -> None:
     """Complete the environment, refuse wrong settings, wait for the tables."""
     adopt(environment())
+    heartbeat.forget(heartbeat.given_file())
     begin_logging(process, log_level)
     if load_settings().tracing and process == "worker":
         try:
