@@ -179,7 +179,8 @@ class Dispatcher:
         submits = self._rt.pace.room() - depth
         self._crowded = False
         try:
-            claims += self._admit(min(room - self._messages(claims), submits))
+            for admitted in self._admit(min(room - self._messages(claims), submits)):
+                claims += admitted
         finally:
             # Whatever goes wrong there: what is due and claimed would wait for its lease's end.
             if claims:
@@ -240,15 +241,15 @@ class Dispatcher:
                             kind.put_off(conn, left, 2.0)
                     raise
 
-    def _admit(self, room: float) -> list[Claim]:
-        """Let in what makes about so many messages."""
+    def _admit(self, room: float) -> Iterator[list[Claim]]:
+        """Let in what makes about so many messages; each transaction's by itself."""
         if room <= 0:
-            return []
+            return
         self._relax()
         with alone(self._rt.engine) as conn:
             waits = schedule.waits(conn)
         if not waits.accepted:
-            return []
+            return
         if waits.undecided:
             with self._rt.engine.begin() as conn:
                 submission.look_again(conn)
@@ -256,13 +257,13 @@ class Dispatcher:
         wanted = math.ceil(room)
         for _ in range(_ADMISSIONS):
             more = self._let_in(wanted, waits)
+            yield more
             admitted += more
             used = self._messages(admitted)
             if len(more) < wanted or used >= room:
                 break
             # What comes next is taken to be of the same kinds.
             wanted = math.ceil((room - used) * len(admitted) / used)
-        return admitted
 
     def _let_in(self, most: int, waits: Waits) -> list[Claim]:
         limit = self._rt.settings.max_in_flight

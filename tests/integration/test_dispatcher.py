@@ -11,7 +11,7 @@ import pytest
 import redis
 from celery import Celery
 from sqlalchemy import text
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.exc import DBAPIError, ProgrammingError
 
 from models import schedule
 from models.lifecycle import Status
@@ -252,6 +252,35 @@ def test_what_is_due_goes_out_though_nothing_can_be_let_in(lab):
     assert [(stage, claim.id) for stage, [claim] in messages.published] == [(Stage.POLL, running)]
     assert lab.get(waiting).status is Status.ACCEPTED
     lab.end_tasks()
+
+
+def test_what_was_let_in_goes_out_though_no_more_can_be(lab):
+    """A message takes many: they are let in by several transactions, and here the second fails."""
+    lab.rt = lab.make_runtime(max_in_flight=1000)
+    quick(lab.rt)
+    for n in range(10):
+        lab.enqueue(text_request(f"cat {n}"))
+    lab.sql(
+        """
+        CREATE FUNCTION refuse_the_second() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            IF EXISTS (SELECT FROM generations WHERE status = 'uploading'
+                       AND CAST(xmin AS text) <> CAST(pg_current_xact_id() AS text)) THEN
+                RAISE 'no more';
+            END IF;
+            RETURN NEW;
+        END $$;
+        CREATE TRIGGER refuse_the_second BEFORE UPDATE ON generations
+            FOR EACH ROW WHEN (NEW.status = 'uploading') EXECUTE FUNCTION refuse_the_second();
+        """
+    )
+    messages = Messages(lab, lambda *_: 0)
+    with pytest.raises(DBAPIError, match="no more"):
+        dispatcher(lab, messages, slots=2).tick()
+    lab.sql("DROP FUNCTION refuse_the_second CASCADE")
+    let_in = lab.value("SELECT count(*) FROM generations WHERE status = 'uploading'")
+    assert 0 < let_in < 10
+    assert sum(len(claims) for _, claims in messages.published) == let_in
 
 
 def test_what_is_due_goes_out_though_the_balance_cannot_be_asked_for(lab):
