@@ -13,6 +13,7 @@ BUDGETS = "tests/integration/test_budgets.py"
 RETRIES = "tests/integration/test_retries.py"
 RATE = "tests/integration/test_limiter_redis.py"
 PURE = "tests/unit/test_gates.py"
+REOPENING = "tests/integration/test_reopening.py"
 
 MODEL = "models/gates.py"
 COMMON = "worker/stages/common.py"
@@ -407,5 +408,17 @@ PROTECTIONS = (
             ),
         ),
         (f"{RETRIES}::test_what_was_given_up_waits_until_no_task_of_it_can_appear",),
+    ),
+    Protection(
+        "the-often-refused-let-others-go-first",
+        "one request that is always put off does not close the gate to everybody",
+        (
+            Edit(
+                "worker/stages/submit.py",
+                "gates.aside(conn, intent.generation_id) if put_off else 1.0",
+                "1.0",
+            ),
+        ),
+        (f"{REOPENING}::test_one_that_is_refused_again_and_again_does_not_hold_up_the_others",),
     ),
 )
