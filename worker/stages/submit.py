@@ -47,10 +47,10 @@ def run(rt: Runtime, claims: Sequence[tuple[uuid.UUID, int]]) -> None:
         rows = common.begin_many(rt.engine, claims, skip_locked=len(claims) > 1)
         submit(rt, [row for row in rows if row.status == Status.UPLOADING])
         begun = {row.id for row in rows}
-        left = [claim for claim in claims if claim[0] not in begun] if len(claims) > 1 else []
+        left = [claim for claim in claims if claim[0] not in begun]
         # A producer's open transaction on one must not hold up the others: it is waited for last.
-        for claim in left:
-            rows = common.begin_many(rt.engine, [claim])
+        if left and len(claims) > 1:
+            rows = common.begin_many(rt.engine, left)
             submit(rt, [row for row in rows if row.status == Status.UPLOADING])
 
 
