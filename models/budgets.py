@@ -21,12 +21,10 @@ from models.base import among, table_of
 from models.ledger import Budget
 from models.lifecycle import Status
 from models.tables import LIVE_SQL, Generation
+from models.wait_reasons import NO_WAIT, Wait, WaitReason, over_budget
 
 g = table_of(Generation).c
 _budgets = table_of(Budget)
-
-WAITS = "budget:"
-"""How `waits_for` begins of a generation whose tenant has no budget left for it."""
 
 RECHECK = 300.0
 """Seconds until an over-budget generation is looked at again, if its period is not over sooner."""
@@ -70,6 +68,8 @@ class Room:
     """When the period began; None for `total`."""
     ends_in: float | None
     """Seconds until the next one begins."""
+    resets_at: datetime | None = None
+    """When the next one begins; None for `total`."""
 
     @property
     def left(self) -> Decimal:
@@ -81,14 +81,23 @@ class Room:
         return replace(self, under_way=self.under_way + cost)
 
     def explain(self, cost: Decimal) -> str:
-        """Why something of this cost is over it, with the figures."""
+        """Return why something of this cost is over it, with the figures."""
+        return over_budget(self.detail(cost))
+
+    def detail(self, cost: Decimal) -> dict[str, Any]:
+        """Return the figures of a generation of this cost that it doesn't cover."""
         b = self.budget
-        each = "" if b.period is Period.TOTAL else f" a {b.period}"
-        return (
-            f"{_plain(cost)} needed, and tenant {b.tenant!r} may spend {_plain(b.amount)}{each}:"
-            f" {_plain(self.charged)} are charged and {_plain(self.under_way)} under way,"
-            f" which leaves {_plain(max(self.left, Decimal(0)))}"
-        )
+        return {
+            "tenant": b.tenant,
+            "period": str(b.period),
+            "policy": str(b.policy),
+            "limit": _plain(b.amount),
+            "needed": _plain(cost),
+            "charged": _plain(self.charged),
+            "under_way": _plain(self.under_way),
+            "left": _plain(max(self.left, Decimal(0))),
+            "resets_at": None if self.resets_at is None else self.resets_at.isoformat(),
+        }
 
 
 class BudgetExceeded(Exception):
@@ -107,6 +116,7 @@ def _plain(amount: Decimal) -> str:
 _ROOMS = text(
     f"""
     SELECT b.tenant, b.period, b.amount, b.policy, p.since,
+           p.until AS resets_at,
            extract(epoch FROM p.until - now())::float8 AS ends_in,
            (SELECT coalesce(sum(amount), 0) FROM ledger_entries l
             WHERE l.kind = 'charged' AND l.tenant = b.tenant
@@ -146,6 +156,7 @@ def rooms(
             r.under_way,
             r.since,
             r.ends_in,
+            r.resets_at,
         )
         for r in found
     ]
@@ -181,11 +192,10 @@ def check(conn: Connection, costs: dict[str, Decimal]) -> None:
 
 
 def put_off(conn: Connection, generation_id: uuid.UUID, room: Room, cost: Decimal) -> None:
-    """It stays accepted, says why, and is looked at again later."""
+    """Keep it accepted with the budget's figures, and check again later."""
     seconds = RECHECK if room.ends_in is None else min(RECHECK, room.ends_in + 0.05)
-    transitions.stay(
-        conn, generation_id, waits_for=f"{WAITS} {room.explain(cost)}", seconds=seconds
-    )
+    wait = Wait(WaitReason.BUDGET, room.detail(cost))
+    transitions.stay(conn, generation_id, wait=wait, seconds=seconds)
 
 
 # --- setting them -------------------------------------------------------------------------------
@@ -219,8 +229,12 @@ def remove(conn: Connection, tenant: str, period: Period) -> bool:
 def _look_again(conn: Connection, tenant: str) -> None:
     conn.execute(
         update(Generation)
-        .where(g.tenant == tenant, g.status == Status.ACCEPTED, g.waits_for.startswith(WAITS))
-        .values(waits_for=None, due_at=func.now())
+        .where(
+            g.tenant == tenant,
+            g.status == Status.ACCEPTED,
+            g.wait_reason == WaitReason.BUDGET,
+        )
+        .values(**NO_WAIT, due_at=func.now())
     )
 
 

@@ -11,9 +11,10 @@ from models.artifacts import Artifact
 from models.base import table_of
 from models.error_classes import ErrorClass, class_sql
 from models.lifecycle import Status
-from models.reads import COLUMNS, GenerationView, view_of
+from models.reads import COLUMNS, GenerationView
 from models.tables import Generation
-from models.waiting import Holds, Wait
+from models.wait_reasons import WaitReason
+from models.waiting import Holds
 
 g = table_of(Generation).c
 
@@ -36,7 +37,7 @@ class Choice:
     tenants: frozenset[str] = frozenset()
     error_codes: frozenset[str] = frozenset()
     error_classes: frozenset[ErrorClass] = frozenset()
-    waits: frozenset[Wait] = frozenset()
+    waits: frozenset[WaitReason] = frozenset()
     attention: bool = False
     since: datetime | None = None
     """Accepted then or later."""
@@ -56,7 +57,7 @@ class Choice:
             (g.tenant, self.tenants),
             (g.error_code, self.error_codes),
             (class_sql(g.error_code), self.error_classes),
-            (holds.kind(), self.waits),
+            (holds.reason(), self.waits),
         ):
             if values:
                 wanted.append(column.in_(sorted(map(str, values))))
@@ -93,12 +94,12 @@ def rows(
 
 
 def newest(conn: Connection, choice: Choice, *, limit: int) -> list[GenerationView]:
-    """Generations, the newest first; `waits_for` says why each waits as of now."""
+    """Generations, the newest first, each with what it waits for as of now."""
     holds = Holds.read(conn)
     rows = conn.execute(
-        select(*COLUMNS, holds.kind().label("kind"))
+        select(*COLUMNS, *holds.columns())
         .where(*choice.conditions(holds))
         .order_by(g.created_at.desc(), g.id)
         .limit(limit)
     )
-    return [holds.told(view_of(row), row.kind) for row in rows]
+    return [holds.current(row) for row in rows]

@@ -16,9 +16,7 @@ from sqlalchemy import Connection, Row, text
 from models import budgets
 from models.operating.pauses import paused_sql
 from models.tables import LIVE_SQL
-
-SHORT = "credits:"
-"""How `waits_for` begins of a generation that the account can't cover yet."""
+from models.wait_reasons import DELAYED_BY_BREAKER_SQL, WaitReason
 
 FAIR_AFTER = 600.0
 """Seconds after which a generation that waits for credits has them saved up for it."""
@@ -136,35 +134,40 @@ class Purse:
         return True
 
 
+_SHORT = f"wait_reason = '{WaitReason.CREDITS}'"
+
 _TELL = text(
     f"""
     WITH short AS (
         SELECT id, estimated_cost > :free AS is_short FROM generations
         WHERE status = 'accepted' AND blocked_by IS NULL AND NOT {paused_sql("generations.tenant")}
           AND CASE WHEN estimated_cost > :free
-              THEN due_at <= now() AND (waits_for IS NULL OR waits_for LIKE '{SHORT}%'
-                                        OR waits_for LIKE 'gate%')
-              ELSE waits_for LIKE '{SHORT}%' END
-        ORDER BY (waits_for IS NULL) DESC, priority DESC, created_at
+              THEN due_at <= now() AND (wait_reason IS NULL OR {_SHORT}
+                                        OR {DELAYED_BY_BREAKER_SQL})
+              ELSE {_SHORT} END
+        ORDER BY (wait_reason IS NULL) DESC, priority DESC, created_at
         LIMIT {_TOLD_AT_ONCE} FOR UPDATE SKIP LOCKED
     )
-    UPDATE generations g SET waits_for = CASE WHEN is_short
-        THEN format('{SHORT} %s needed, %s free (%s on the account, %s set aside for what is'
-                    ' under way)', trim_scale(g.estimated_cost), trim_scale(:free),
-                    trim_scale(:there), trim_scale(:under_way)) END
+    UPDATE generations g SET
+        wait_reason = CASE WHEN is_short THEN '{WaitReason.CREDITS}' END,
+        wait_detail = CASE WHEN is_short THEN jsonb_build_object(
+            'needed', CAST(trim_scale(g.estimated_cost) AS text),
+            'free', CAST(trim_scale(:free) AS text),
+            'on_account', CAST(trim_scale(:there) AS text),
+            'under_way', CAST(trim_scale(:under_way) AS text)) END
     FROM short WHERE g.id = short.id
     """  # noqa: S608
 )
 
 _ANYBODY = text(
     f"SELECT EXISTS (SELECT FROM generations WHERE status = 'accepted'"  # noqa: S608
-    f" AND waits_for LIKE '{SHORT}%')"
+    f" AND {_SHORT})"
 )
 
 _SENIOR = text(
     f"""
     SELECT id, estimated_cost FROM generations
-    WHERE status = 'accepted' AND waits_for LIKE '{SHORT}%'
+    WHERE status = 'accepted' AND {_SHORT}
       AND NOT {paused_sql("generations.tenant")}
       AND created_at <= now() - make_interval(secs => :after)
       AND estimated_cost <= :in_the_end

@@ -16,6 +16,7 @@ from uuid import UUID
 from models.lifecycle import IN_DOUBT, OPEN_OUTCOMES, UNSENT, Event, Observation, Status
 from models.marks import ECHOED, NOT_A_SEED
 from models.resolution import UNKNOWN_SKEW
+from models.wait_reasons import Wait, retry
 
 LATE = timedelta(hours=1)
 """How long before an attempt a task may seem to be made and still be of it, or after it: clocks
@@ -49,7 +50,7 @@ class IntentFacts:
     late: bool = False
     """Its deadline has passed."""
     cancel_wished: bool = False
-    gate: str | None = None
+    gate: Wait | None = None
     """A pause, a closed gate that it does not pass, or too many that are at work."""
     own_task: str | None = None
     """A remote task that nobody follows and that may be this generation's (`may_be_own`)."""
@@ -115,7 +116,7 @@ def may_be_own(stray: Stray, attempt: Sent) -> bool:
 
 # --- just before the POST ----------------------------------------------------------------------
 
-TAKEN_OVER = "no longer the row's attempt"
+TAKEN_OVER = retry("no longer the row's attempt")
 
 
 @dataclass(frozen=True)
@@ -126,27 +127,27 @@ class SendFacts:
     """None: the row is gone."""
     attempt: int
     cancel_wished: bool = False
-    pause: str | None = None
+    pause: Wait | None = None
     """An operator's."""
-    gate: str | None = None
+    gate: Wait | None = None
     called_back: bool = False
     """An earlier attempt was: its remote task exists."""
     late: bool = False
 
 
-def obstacle_to_sending(facts: SendFacts, *, intended: int) -> str | None:
-    """Why the POST of attempt `intended` must not be sent; None if it may."""
+def obstacle_to_sending(facts: SendFacts, *, intended: int) -> Wait | None:
+    """Return what forbids to send the POST of attempt `intended`; None if nothing does."""
     if facts.status is not Status.SUBMITTING or facts.attempt != intended:
         return TAKEN_OVER
     if facts.cancel_wished:
-        return "cancel asked"
+        return retry("cancel asked")
     if facts.called_back:
-        return "an earlier attempt was called back"
+        return retry("an earlier attempt was called back")
     if facts.late:
-        return "deadline passed"
+        return retry("deadline passed")
     if facts.pause is not None:
         return facts.pause
-    return None if facts.gate is None else f"gate {facts.gate}"
+    return facts.gate
 
 
 def too_old(age: float, *, send_budget: float) -> bool:

@@ -19,6 +19,7 @@ from models import storable
 from models.base import table_of
 from models.tables import BalanceSnapshot, Gate, SubmitAttempt
 from models.transitions import in_seconds
+from models.wait_reasons import Wait, WaitReason
 
 _gates = table_of(Gate)
 _balances = table_of(BalanceSnapshot)
@@ -45,6 +46,14 @@ class GateName(StrEnum):
     API_KEY = "api_key"
     CREDIT = "credit"
     BACKOFF = "backoff"
+
+
+def wait_for(name: GateName, reason: str | None = None) -> Wait:
+    """Return what a generation waits for that this gate holds."""
+    why = {} if reason is None else {"reason": reason}
+    if name is GateName.BACKOFF:
+        return Wait(WaitReason.RATE, {"cause": "backoff", **why})
+    return Wait(WaitReason.BREAKER, {"breaker": str(name), **why})
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,12 @@ class Reopening:
     def done(self) -> bool:
         """Enough went well: it is open as before."""
         return self.well >= REOPENED
+
+    @property
+    def wait(self) -> Wait:
+        """Return what a generation waits for that it leaves no room for."""
+        detail = {"cause": "backoff", "reason": self.reason, "max_concurrent": self.at_a_time}
+        return Wait(WaitReason.RATE, detail)
 
     def __str__(self) -> str:
         return f"re-opening after {self.reason}: {self.at_a_time} at a time"

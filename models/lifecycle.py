@@ -212,9 +212,6 @@ _ENDS = {
     "cancelled": Event.END_CANCELLED,
     "expired": Event.END_EXPIRED,
 }
-AWAITS_DECISION = "a decision"
-"""`waits_for` of an accepted generation that only an operator can let go on."""
-
 UNSPECIFIED = "UNSPECIFIED"
 """`error_code` of a failure that the provider gave no code for."""
 

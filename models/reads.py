@@ -16,6 +16,7 @@ from models.lifecycle import LIVE, TERMINAL, Status
 from models.operating import pauses
 from models.operating.pauses import PauseView
 from models.tables import Gate, Generation, GenerationEvent, StrayTask, SubmitAttempt
+from models.wait_reasons import WaitReason, sentence
 
 g = table_of(Generation).c
 e = table_of(GenerationEvent).c
@@ -46,7 +47,8 @@ class GenerationView:
     last_frame_uri: str | None
     attempt: int
     cancel_requested_at: datetime | None
-    waits_for: str | None
+    wait_reason: WaitReason | None
+    wait_detail: dict[str, Any] | None
     blocked_by: uuid.UUID | None
     retry_of: uuid.UUID | None
     retried_as: uuid.UUID | None
@@ -59,6 +61,13 @@ class GenerationView:
     finished_at: datetime | None
     # An address in it may have a key in its query.
     notify: dict[str, Any] | None = field(default=None, repr=False)
+
+    @property
+    def waits_for(self) -> str | None:
+        """Return why it is delayed, as a sentence; None if nothing delays it."""
+        if self.wait_reason is None:
+            return None
+        return sentence(self.wait_reason, self.wait_detail)
 
     @property
     def ended(self) -> bool:
@@ -81,7 +90,12 @@ COLUMNS = [
 def view_of(row: Any) -> GenerationView:
     """The generation in a row with (at least) `COLUMNS`."""
     values = {name: getattr(row, name) for name in GenerationView.__dataclass_fields__}
-    return GenerationView(**{**values, "status": Status(values["status"])})
+    reason = values["wait_reason"]
+    typed = {
+        "status": Status(values["status"]),
+        "wait_reason": None if reason is None else WaitReason(reason),
+    }
+    return GenerationView(**{**values, **typed})
 
 
 def get(conn: Connection, generation_id: uuid.UUID) -> GenerationView | None:

@@ -30,15 +30,16 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from models import budgets, gates, transitions
+from models import gates, transitions
 from models.base import table_of
 from models.credit import Purse
-from models.lifecycle import AWAITS_DECISION, IN_DOUBT, LIVE, Status
+from models.lifecycle import IN_DOUBT, LIVE, Status
 from models.observing.turns import BY_LIST, LIVE_ONES
 from models.operating.pauses import paused_sql
 from models.tables import LIVE_SQL, Generation, LearnedLimit, SubmitAttempt
 from models.transitions import in_seconds
 from models.transitions.core import LOCK_ORDER, in_given
+from models.wait_reasons import Wait, WaitReason
 
 g = table_of(Generation).c
 _limits = table_of(LearnedLimit)
@@ -165,7 +166,7 @@ _WAITING = text(
                    has_sources AND (content IS NULL OR content_until <= now()) AS needs_upload
             FROM generations g
             WHERE g.status = 'accepted' AND g.tenant = t.tenant AND g.due_at <= now()
-              AND g.waits_for IS DISTINCT FROM '{AWAITS_DECISION}'
+              AND g.wait_reason IS DISTINCT FROM '{WaitReason.OPERATOR}'
               AND (CAST(:ceiling AS numeric) IS NULL OR g.estimated_cost <= :ceiling)
             ORDER BY g.priority DESC, g.created_at
             LIMIT :free
@@ -185,7 +186,7 @@ _AHEAD = text(
       AND (o.status IN ('uploading', 'submitting', 'uncertain')
            OR (o.status = 'accepted' AND (o.created_at, o.id) < (:created_at, :id)
                AND NOT {paused_sql("o.tenant")}
-               AND coalesce(o.waits_for, '') NOT LIKE '{budgets.WAITS}%'))
+               AND o.wait_reason IS DISTINCT FROM '{WaitReason.BUDGET}'))
     ORDER BY (o.status = 'accepted'), o.created_at LIMIT 1
     """  # noqa: S608  (built from constants of this package)
 )
@@ -261,7 +262,7 @@ def _unblocked(conn: Connection, waiting: Sequence[Row[Any]]) -> list[uuid.UUID]
             transitions.stay(
                 conn,
                 row.id,
-                waits_for="an equal generation with the same seed",
+                wait=Wait(WaitReason.EQUAL_GENERATION, {"generation": str(blocked_by)}),
                 seconds=BLOCKED_RECHECK,
                 blocked_by=blocked_by,
             )
@@ -324,7 +325,7 @@ _WAITS = text(
     f"""
     SELECT EXISTS (SELECT FROM generations WHERE status = 'accepted') AS accepted,
            EXISTS (SELECT FROM generations WHERE attention IS NOT NULL AND status = 'accepted'
-                   AND waits_for = '{AWAITS_DECISION}' AND due_at <= now()) AS undecided,
+                   AND wait_reason = '{WaitReason.OPERATOR}' AND due_at <= now()) AS undecided,
            EXISTS (SELECT FROM gates WHERE closed_at IS NOT NULL) AS held,
            (SELECT value FROM learned_limits WHERE name = '{IN_FLIGHT}') AS limit
     """  # noqa: S608

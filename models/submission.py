@@ -39,12 +39,13 @@ from models.decisions import (
     obstacle_to_intent,
     obstacle_to_sending,
 )
-from models.lifecycle import AWAITS_DECISION, IN_DOUBT, Note, Status
+from models.lifecycle import IN_DOUBT, Note, Status
 from models.marks import draw_seed, fingerprint, producer_seed
 from models.observing.usual import Kind, kind_of
 from models.operating import pauses
 from models.schedule import BLOCKED_RECHECK
 from models.tables import OPEN_ATTEMPT_SQL, Generation, StrayTask, SubmitAttempt
+from models.wait_reasons import Wait, WaitReason
 
 g = table_of(Generation).c
 a = table_of(SubmitAttempt).c
@@ -315,10 +316,8 @@ def _hold(
             return Held("cancelled")
         case Obstacle.GATE:
             assert facts.gate is not None, "held back by something"
-            transitions.put_back(
-                conn, generation_id, lease, waits_for=facts.gate, seconds=HELD_RECHECK
-            )
-            return Held(facts.gate)
+            transitions.put_back(conn, generation_id, lease, wait=facts.gate, seconds=HELD_RECHECK)
+            return Held(str(facts.gate))
         case Obstacle.OWN_TASK | Obstacle.CALLED_BACK:
             why = callbacks.WHY
             if obstacle is Obstacle.OWN_TASK:
@@ -328,7 +327,7 @@ def _hold(
                 generation_id,
                 lease,
                 # It is not let in again before `look_again` finds the reason gone.
-                waits_for=AWAITS_DECISION,
+                wait=Wait(WaitReason.OPERATOR),
                 seconds=UNDECIDED_RECHECK,
                 attention=why,
             )
@@ -339,13 +338,13 @@ def _hold(
             return Held(f"blocked by {facts.holder}")
 
 
-def _paused(conn: Connection, row: Any) -> str | None:
+def _paused(conn: Connection, row: Any) -> Wait | None:
     """The pause that holds a row with `paused` and `tenant`; nearly always there is none."""
     pause = pauses.of(conn, row.tenant) if row.paused else None
-    return None if pause is None else str(pause)
+    return None if pause is None else pause.wait
 
 
-def _held_back(conn: Connection, estimate: Decimal) -> str | None:
+def _held_back(conn: Connection, estimate: Decimal) -> Wait | None:
     """Why nothing of this estimated cost may be sent now: a gate, or too many at a time.
 
     Asked again here, since much can have changed while references were uploaded.
@@ -354,12 +353,12 @@ def _held_back(conn: Connection, estimate: Decimal) -> str | None:
     reopening = gates.reopening(conn, alone=True)
     gate = gates.sending(conn).obstacle(estimate)
     if gate is not None:
-        return f"gate {gate.name}"
+        return gates.wait_for(gate.name)
     if reopening is not None and not reopening.done and reopening.allowed_now == 0:
-        return f"gate {gates.GateName.BACKOFF}, {reopening}"
+        return reopening.wait
     limit = schedule.learned(conn)
     if limit is not None and schedule.sent(conn) >= limit:
-        return "a free slot: the provider has as many tasks as it takes"
+        return Wait(WaitReason.CONCURRENCY, {"provider_limit": limit})
     return None
 
 
@@ -373,7 +372,7 @@ def look_again(conn: Connection) -> None:
         .where(
             g.attention.is_not(None),
             g.status == Status.ACCEPTED,
-            g.waits_for == AWAITS_DECISION,
+            g.wait_reason == WaitReason.OPERATOR,
             g.due_at <= func.now(),
         )
         .order_by(g.due_at)
@@ -470,7 +469,7 @@ def put_back_blocked(
         conn,
         generation_id,
         lease,
-        waits_for="an equal generation with the same seed",
+        wait=Wait(WaitReason.EQUAL_GENERATION, {"generation": str(holder)}),
         blocked_by=holder,
         seconds=BLOCKED_RECHECK,
     )
@@ -504,7 +503,7 @@ _AS_IT_IS = select(
 ).where(g.id == any_(bindparam("ids", type_=ARRAY(Uuid))))
 
 
-def may_still_send(conn: Connection, intents: Sequence[Intent]) -> dict[uuid.UUID, str]:
+def may_still_send(conn: Connection, intents: Sequence[Intent]) -> dict[uuid.UUID, Wait]:
     """Asked again just before the POST: why these of the intents must not be sent.
 
     Reads only what can have changed since the intent: the wish to cancel, the deadline, pauses
@@ -522,7 +521,7 @@ def may_still_send(conn: Connection, intents: Sequence[Intent]) -> dict[uuid.UUI
             attempt=0 if row is None else row.attempt,
             cancel_wished=row is not None and row.cancel_requested_at is not None,
             pause=None if row is None else _paused(conn, row),
-            gate=None if gate is None else gate.name,
+            gate=None if gate is None else gates.wait_for(gate.name),
             called_back=intent.attempt > 1 and bool(callbacks.hints(conn, intent.generation_id)),
             late=row is not None and bool(row.late),
         )

@@ -26,12 +26,13 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import Base, Credits, Instant, Json, Txid
 from models.lifecycle import IN_DOUBT, LIVE, OPEN_OUTCOMES, TERMINAL, Status
+from models.wait_reasons import WaitReason
 
 DEFAULT_TENANT = "default"
 """The tenant of a request that names none."""
 
 
-def _in(column: str, values: frozenset[Status]) -> str:
+def _in(column: str, values: frozenset[Status] | frozenset[WaitReason]) -> str:
     return f"{column} IN ({', '.join(repr(str(v)) for v in sorted(values))})"
 
 
@@ -89,7 +90,9 @@ class Generation(Base):
     cancel_requested_at: Mapped[Instant | None]
     cancel_sent_at: Mapped[Instant | None]
     blocked_by: Mapped[uuid.UUID | None] = mapped_column(Uuid)
-    waits_for: Mapped[str | None] = mapped_column(Text)
+    # Why it is delayed, and the figures (models.wait_reasons).
+    wait_reason: Mapped[str | None] = mapped_column(Text)
+    wait_detail: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     attention: Mapped[str | None] = mapped_column(Text)
     attention_at: Mapped[Instant | None]
     # Until when somebody wants to be told of its transitions (models.telling).
@@ -126,6 +129,12 @@ class Generation(Base):
         ),
         CheckConstraint("status <> 'failed' OR error_code IS NOT NULL", name="failed_has_code"),
         CheckConstraint("(attention IS NULL) = (attention_at IS NULL)", name="attention_has_time"),
+        CheckConstraint(_in("wait_reason", frozenset(WaitReason)), name="wait_reason_known"),
+        CheckConstraint(
+            "wait_detail IS NULL"
+            " OR (wait_reason IS NOT NULL AND jsonb_typeof(wait_detail) = 'object')",
+            name="wait_detail_of_reason",
+        ),
         CheckConstraint("credit_cost >= 0", name="credit_cost_positive"),
         CheckConstraint("estimated_cost >= 0", name="estimated_cost_positive"),
         Index(

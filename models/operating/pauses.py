@@ -18,6 +18,7 @@ from models.operating import actions
 from models.operating.actions import Action, By
 from models.operating.tables import Pause
 from models.tables import Generation
+from models.wait_reasons import NO_WAIT, Wait, WaitReason
 
 _pauses = table_of(Pause)
 p = _pauses.c
@@ -25,9 +26,6 @@ g = table_of(Generation).c
 
 ALL = ""
 """As a tenant: everybody. No tenant has an empty name."""
-
-WAITS = "a pause"
-"""How `waits_for` begins of what was let in and is paused."""
 
 
 _AT_ONCE = 10_000
@@ -46,7 +44,13 @@ class PauseView:
 
     def __str__(self) -> str:
         of = "" if self.tenant is None else f" of tenant {self.tenant!r}"
-        return f"{WAITS}{of}: {self.reason} ({self.paused_by})"
+        return f"a pause{of}: {self.reason} ({self.paused_by})"
+
+    @property
+    def wait(self) -> Wait:
+        """Return what a generation that it holds waits for."""
+        said = {"tenant": self.tenant, "why": self.reason, "by": self.paused_by}
+        return Wait(WaitReason.PAUSE, said)
 
 
 def holds(tenant: ColumnElement[str]) -> ColumnElement[bool]:
@@ -105,7 +109,7 @@ def _unblock(conn: Connection, tenant: str) -> None:
     conn.execute(
         update(Generation)
         .where(*others, g.blocked_by.in_(conn.execute(held).scalars().all()))
-        .values(blocked_by=None, waits_for=None, due_at=func.now())
+        .values(blocked_by=None, **NO_WAIT, due_at=func.now())
     )
 
 
@@ -129,7 +133,7 @@ def resume(conn: Connection, tenant: str | None, by: By) -> PauseView | None:
     # What had been let in and was put back: a few, and due at once instead of in seconds.
     conn.execute(
         update(Generation)
-        .where(g.status == Status.ACCEPTED, g.waits_for.startswith(WAITS), ~holds(g.tenant))
-        .values(waits_for=None, due_at=func.now())
+        .where(g.status == Status.ACCEPTED, g.wait_reason == WaitReason.PAUSE, ~holds(g.tenant))
+        .values(**NO_WAIT, due_at=func.now())
     )
     return view

@@ -52,6 +52,7 @@ from models.transitions.core import (
     one,
     prepare,
 )
+from models.wait_reasons import Wait
 
 
 def _undecided() -> ColumnElement[bool]:
@@ -251,7 +252,7 @@ def doubt(
 
 
 def not_sent(
-    conn: Connection, generation_id: uuid.UUID, attempt: int, *, why: str, seconds: float
+    conn: Connection, generation_id: uuid.UUID, attempt: int, *, wait: Wait, seconds: float
 ) -> Moved | None:
     """`submitting → accepted | cancelled`: the POST was certainly not written.
 
@@ -266,9 +267,9 @@ def not_sent(
         generation_id,
         attempt,
         cancel_wished=row.cancel_wished,
-        waits_for=why,
+        wait=wait,
         seconds=seconds,
-        detail={"why": why},
+        detail=wait.event_detail,
     )
     status = row.status if moved is None else moved.status
     if closed_as_not_sent(status, attempt=row.attempt, unsent=attempt):
@@ -282,7 +283,7 @@ def declined(
     attempt: int,
     *,
     code: str,
-    waits_for: str,
+    wait: Wait,
     seconds: float,
 ) -> Moved | None:
     """`submitting → accepted | cancelled`: a definite refusal that may be otherwise later."""
@@ -296,7 +297,7 @@ def declined(
         generation_id,
         attempt,
         cancel_wished=row.cancel_wished,
-        waits_for=waits_for,
+        wait=wait,
         seconds=seconds,
         detail={"code": code},
     )
@@ -312,7 +313,7 @@ def _take_back(
     attempt: int,
     *,
     cancel_wished: bool,
-    waits_for: str,
+    wait: Wait,
     seconds: float,
     detail: Mapping[str, Any],
 ) -> Moved | None:
@@ -328,7 +329,7 @@ def _take_back(
             values={
                 "lease": g.lease + 1,
                 "due_at": in_seconds(seconds),
-                "waits_for": waits_for,
+                **wait.columns,
                 "failures": g.failures + 1,
             },
             detail=detail,

@@ -41,6 +41,7 @@ from models.transitions.core import (
     one,
     prepare,
 )
+from models.wait_reasons import NO_WAIT, Wait
 
 
 def admit(conn: Connection, ids: Sequence[uuid.UUID], *, lease_seconds: float) -> list[Moved]:
@@ -58,7 +59,7 @@ def _admit() -> Prepared:
             "lease": g.lease + 1,
             "due_at": in_given("leased_for"),
             "blocked_by": None,
-            "waits_for": None,
+            **NO_WAIT,
         },
         detail=GIVEN_DETAIL,
         # A producer's open transaction on one row must not hold up all the others.
@@ -71,7 +72,7 @@ def put_back(
     generation_id: uuid.UUID,
     lease: int,
     *,
-    waits_for: str,
+    wait: Wait,
     seconds: float,
     blocked_by: uuid.UUID | None = None,
     attention: str | None = None,
@@ -81,7 +82,7 @@ def put_back(
     values: dict[str, Any] = {
         "lease": g.lease + 1,
         "due_at": in_seconds(seconds),
-        "waits_for": waits_for,
+        **wait.columns,
         "blocked_by": blocked_by,
         "tries": 0,
         "failures": g.failures + (1 if failed else 0),
@@ -97,7 +98,7 @@ def put_back(
             Event.PUT_BACK,
             *fenced(Event.PUT_BACK, generation_id, lease=lease),
             values=values,
-            detail={"waits_for": waits_for},
+            detail=wait.event_detail,
         )
     )
 

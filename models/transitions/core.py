@@ -36,6 +36,7 @@ from models.lifecycle import (
     Status,
 )
 from models.tables import Generation, GenerationEvent, SubmitAttempt
+from models.wait_reasons import NO_WAIT
 
 g = table_of(Generation).c
 generations = table_of(Generation)
@@ -93,7 +94,7 @@ ENDED: Values = {
     "due_at": None,
     "finished_at": func.now(),
     "blocked_by": None,
-    "waits_for": None,
+    **NO_WAIT,
     "attention": None,
     "attention_at": None,
 }
@@ -101,7 +102,7 @@ CALM: Values = {
     "tries": 0,
     "failures": 0,
     "blocked_by": None,
-    "waits_for": None,
+    **NO_WAIT,
     "attention": None,
     "attention_at": None,
 }
@@ -306,7 +307,7 @@ _WAKE = text(
             ORDER BY created_at LIMIT 1 FOR UPDATE SKIP LOCKED
         ) w
     )
-    UPDATE generations SET blocked_by = NULL, waits_for = NULL, due_at = now()
+    UPDATE generations SET blocked_by = NULL, wait_reason = NULL, wait_detail = NULL, due_at = now()
     FROM oldest WHERE generations.id = oldest.id
     """  # noqa: S608  (a constant of this module)
 )

@@ -35,6 +35,7 @@ from models.transitions.core import (
     tell_once,
 )
 from models.transitions.ending import finish
+from models.wait_reasons import NO_WAIT, Wait
 
 
 def apply_observation(conn: Connection, seen: Observation) -> Moved | Note | None:
@@ -155,9 +156,9 @@ def overdue(conn: Connection, generation_id: uuid.UUID, lease: int) -> bool:
 
 
 def stay(
-    conn: Connection, generation_id: uuid.UUID, *, waits_for: str, seconds: float, **also: Any
+    conn: Connection, generation_id: uuid.UUID, *, wait: Wait, seconds: float, **also: Any
 ) -> None:
-    """It stays accepted, says why, and is looked at again later; not if somebody has it now."""
+    """Store why it stays accepted and when it is due again. Skips a row that is locked."""
     free = (
         select(g.id)
         .where(g.id == generation_id, g.status == Status.ACCEPTED)
@@ -167,7 +168,7 @@ def stay(
     conn.execute(
         update(generations)
         .where(g.id == free)
-        .values(waits_for=waits_for, due_at=in_seconds(seconds), **also)
+        .values(**wait.columns, due_at=in_seconds(seconds), **also)
     )
 
 
@@ -176,7 +177,7 @@ def decided(conn: Connection, generation_id: uuid.UUID) -> None:
     conn.execute(
         update(generations)
         .where(g.id == generation_id, g.status == Status.ACCEPTED)
-        .values(attention=None, attention_at=None, waits_for=None, due_at=func.now())
+        .values(attention=None, attention_at=None, **NO_WAIT, due_at=func.now())
     )
 
 

@@ -190,11 +190,14 @@ def test_a_pause_holds_in_a_running_worker_and_is_told_everywhere(
     held = cli("generate", "--text", "a cat", "--tenant", "acme").strip()
     # Enqueued later, and done: whoever admits has passed over the other.
     cli("generate", "--text", "a dog", "--wait", "--timeout", "50")
-    why = "a pause of tenant 'acme': runaway script (ana)"
+    pause = "pause of tenant 'acme': runaway script (ana)"
+    why = f"the end of the {pause}"
     assert cli.json("show", held)["waits_for"] == why
-    assert cli.json("list", "--tenant", "acme")[0]["waits_for"] == why
+    [listed] = cli.json("list", "--tenant", "acme")
+    assert (listed["waits_for"], listed["wait_reason"]) == (why, "pause")
+    assert listed["wait_detail"] == {"tenant": "acme", "why": "runaway script", "by": "ana"}
     assert [pause["reason"] for pause in cli.json("watch")["pauses"]] == ["runaway script"]
-    assert why in cli("watch", "--for", "0")
+    assert f"a {pause}" in cli("watch", "--for", "0")
     [warned] = [check for check in cli.json("doctor") if check["name"] == "pauses"]
     assert why in warned["found"]
     assert warned["mend"] == "seedance resume --tenant acme"

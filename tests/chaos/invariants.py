@@ -56,7 +56,7 @@ def every_request_is_kept(records: Records) -> Iterator[Broken]:
 def every_row_has_ended(records: Records) -> Iterator[Broken]:
     for row in records.rows:
         if Status(row.status) not in TERMINAL:
-            why = row.attention or row.waits_for or "without saying why"
+            why = row.attention or row.wait_reason or "without saying why"
             yield Broken(f"still {row.status}: {why}", row.number)
 
 

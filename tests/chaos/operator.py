@@ -32,7 +32,7 @@ BY = By("operator of the chaos run")
 
 _OPEN = text(
     """
-    SELECT id, request, status, attempt, attention, waits_for, blocked_by, lease,
+    SELECT id, request, status, attempt, attention, wait_reason, blocked_by, lease,
            extract(epoch FROM now() - due_at) AS overdue
     FROM generations WHERE finished_at IS NULL
     """
@@ -98,7 +98,7 @@ def _silence(row: Row[tuple[object, ...]]) -> str | None:
     """How a row waits without a word, if it does."""
     overdue = float(row.overdue)
     if row.status == "accepted":
-        if overdue < -1.0 and not row.waits_for and row.blocked_by is None:
+        if overdue < -1.0 and not row.wait_reason and row.blocked_by is None:
             return f"accepted, put off for {-overdue:.0f} s without a reason"
         return None  # in the queue, or it says why not
     if overdue > LATEST:

@@ -31,7 +31,7 @@ class Row:
     remote_task_id: str | None
     credit_cost: Decimal | None
     error_code: str | None
-    waits_for: str | None
+    wait_reason: str | None
     attention: str | None
     due_at: datetime | None
     video_url: str | None
@@ -85,7 +85,7 @@ def read_rows(engine: Engine) -> list[Row]:
     with engine.connect() as conn:
         generations = conn.execute(
             text(
-                "SELECT id, request, status, remote_task_id, credit_cost, error_code, waits_for,"
+                "SELECT id, request, status, remote_task_id, credit_cost, error_code, wait_reason,"
                 " attention, due_at, video_url FROM generations ORDER BY created_at, id"
             )
         ).all()
@@ -102,7 +102,7 @@ def read_rows(engine: Engine) -> list[Row]:
             g.remote_task_id,
             g.credit_cost,
             g.error_code,
-            g.waits_for,
+            g.wait_reason,
             g.attention,
             g.due_at,
             g.video_url,

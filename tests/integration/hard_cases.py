@@ -12,6 +12,7 @@ from models import submission, transitions
 from models.lifecycle import Observation, Status
 from models.reads import GenerationView
 from models.submission import Held, Intent
+from models.wait_reasons import REQUEST_RATE
 from tests.integration.conftest import Steps
 from worker.runtime import Runtime
 from worker.stages import submit
@@ -73,7 +74,7 @@ def declined(rt: Runtime, generation_id: uuid.UUID, attempt: int) -> None:
     """The POST is refused for now."""
     with rt.engine.begin() as conn:
         transitions.declined(
-            conn, generation_id, attempt, code="SERVICE_BUSY", waits_for="x", seconds=0
+            conn, generation_id, attempt, code="SERVICE_BUSY", wait=REQUEST_RATE, seconds=0
         )
 
 

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from models import gates
+from models.gates import GateName
 from models.lifecycle import Status
 from tests.integration.conftest import text_request
 from tests.integration.invariants import in_background, laboratory
@@ -118,7 +120,8 @@ def follow(lab, row):
     assert attempt.outcome == row.outcome
     assert lab.gates() == ({row.gate} if row.gate else set())
     if row.gate is not None:
-        assert view.waits_for == f"gate {row.gate}"
+        wait = gates.wait_for(GateName(row.gate))
+        assert (view.wait_reason, view.wait_detail) == (wait.reason, wait.detail)
     if row.code is not None:
         assert attempt.code == row.code
     if view.status is F:
@@ -187,8 +190,8 @@ def test_a_refusal_holds_everybody_for_as_long_as_it_says(lab, kind):
 
     seconds = lab.value("SELECT extract(epoch FROM opens_at - now()) FROM gates")
     assert 60 < seconds <= 77
-    assert lab.get(generation_id).waits_for == "gate backoff"
-    assert lab.get(other).waits_for == "gate backoff"
+    for view in (lab.get(generation_id), lab.get(other)):
+        assert (view.wait_reason, view.wait_detail) == ("rate", {"cause": "backoff"})
     assert lab.history(other) == ["accept", "admit", "put_back"]
     assert lab.posts == 1
 

@@ -35,7 +35,7 @@ def test_a_dear_row_waits_while_cheap_ones_pass(lab):
     dear = lab.enqueue(text_request("dear", **DEAR), priority=9)
     one = dispatcher(lab, Messages(lab))
     one.tick()
-    assert lab.get(dear).waits_for == "gate credit"
+    assert lab.get(dear).waits_for == "circuit breaker credit"
     assert lab.gates() == {"credit"}
     until(lambda: one.tick() or ceiling(lab) == 20)  # probes, once in a tick's time
     cheap = [lab.enqueue(text_request(f"cheap {n}", **CHEAP)) for n in range(3)]
@@ -63,7 +63,7 @@ def test_until_the_balance_is_known_nobody_passes(lab):
     lab.send(**DEAR)
     assert ceiling(lab) == -1
     cheap = lab.send("cheap", **CHEAP)
-    assert lab.get(cheap).waits_for == "gate credit"
+    assert lab.get(cheap).waits_for == "circuit breaker credit"
     assert lab.posts == 1
 
 
@@ -75,7 +75,7 @@ def test_a_402_in_spite_of_the_balance_lowers_what_passes(lab):
     balance.run(lab.rt)
     assert ceiling(lab) == 30
     middle = lab.send("middle", duration=5)  # 9 credits, refused as well
-    assert lab.get(middle).waits_for == "gate credit"
+    assert lab.get(middle).waits_for == "circuit breaker credit"
     assert ceiling(lab) < 9
     cheap = lab.send("cheap", **CHEAP)
     assert lab.get(cheap).status is Status.RUNNING
@@ -97,7 +97,7 @@ def test_a_bad_key_holds_everything_and_fails_nothing(lab):
     lab.run(lab.claim(running))
 
     assert {lab.get(i).status for i in held} == {Status.ACCEPTED}
-    assert {lab.get(i).waits_for for i in held} == {"gate api_key"}
+    assert {lab.get(i).waits_for for i in held} == {"circuit breaker api_key"}
     assert lab.posts == 2, "one found out; the others were held"
     assert lab.get(running).status is Status.RUNNING
     assert balance.run(lab.rt) is None

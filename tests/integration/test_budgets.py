@@ -14,6 +14,7 @@ from models import budgets, credit, intake, schedule, transitions
 from models.budgets import BudgetExceeded, Period, Policy
 from models.credit import Purse
 from models.lifecycle import Status
+from models.wait_reasons import WaitReason, sentence
 from tests.integration import rows
 from tests.integration.conftest import text_request
 from tests.integration.rows import make, read, seen
@@ -221,7 +222,8 @@ def test_what_is_over_a_budget_that_waits_is_stored_and_waits(conn):
     waiting = [row for row in (read(conn, i) for i in ids) if row.status == S.ACCEPTED]
     assert len(waiting) == 2
     for row in waiting:
-        assert row.waits_for == (
+        assert row.wait_reason == "budget"
+        assert sentence(WaitReason.BUDGET, row.wait_detail) == (
             "budget: 9 needed, and tenant 'acme' may spend 20 a day: 0 are charged and 18 under"
             " way, which leaves 2"
         )
@@ -243,7 +245,7 @@ def test_an_older_equal_one_over_budget_does_not_hold_up_another_tenants(conn):
     over = make(conn, S.ACCEPTED, tenant="acme", fingerprint="same", created_at=earlier)
     other = make(conn, S.ACCEPTED, tenant="other", fingerprint="same")
     assert admit(conn) == [], "which is over budget is known once it is looked at"
-    assert read(conn, over).waits_for.startswith(budgets.WAITS)
+    assert read(conn, over).wait_reason == "budget"
     conn.execute(text("UPDATE generations SET due_at = now() WHERE id = :id"), {"id": other})
     assert admit(conn) == [other]
 

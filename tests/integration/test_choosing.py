@@ -9,10 +9,10 @@ from models import choosing, gates, waiting
 from models.choosing import Choice
 from models.error_classes import CLASSES, ErrorClass, class_of, class_sql
 from models.gates import GateName
-from models.lifecycle import AWAITS_DECISION, Status
+from models.lifecycle import Status
 from models.operating import pauses
 from models.operating.actions import By
-from models.waiting import Wait
+from models.wait_reasons import WaitReason
 from tests.integration import rows
 from tests.integration.rows import make
 
@@ -55,34 +55,63 @@ def test_the_class_of_a_column_is_that_of_the_code(conn):
 
 
 @pytest.fixture
-def waiters(conn) -> dict[Wait, uuid.UUID]:
-    """One generation that waits for each kind of thing that its row says."""
+def waiters(conn) -> dict[WaitReason, uuid.UUID]:
+    """Return one generation for each reason that a row can say alone."""
     accepted = {"status": S.ACCEPTED}
     first = make(conn, S.UPLOADING)
     return {
-        Wait.DECISION: make(conn, **accepted, waits_for=AWAITS_DECISION),
-        Wait.EQUAL: make(conn, **accepted, blocked_by=first, waits_for="an equal", due_at=LATER),
-        Wait.CREDITS: make(conn, **accepted, waits_for="credits: 9 needed"),
-        Wait.BUDGET: make(conn, **accepted, waits_for="budget: 9 needed", due_at=LATER),
-        Wait.LATER: make(conn, **accepted, waits_for="its reference", due_at=LATER),
-        Wait.SLOT: make(conn, **accepted),
+        WaitReason.OPERATOR: make(conn, **accepted, wait_reason="operator"),
+        WaitReason.EQUAL_GENERATION: make(
+            conn, **accepted, blocked_by=first, wait_reason="equal_generation", due_at=LATER
+        ),
+        WaitReason.CREDITS: make(conn, **accepted, wait_reason="credits"),
+        WaitReason.BUDGET: make(conn, **accepted, wait_reason="budget", due_at=LATER),
+        WaitReason.REFERENCE: make(conn, **accepted, wait_reason="reference", due_at=LATER),
+        WaitReason.RETRY: make(conn, **accepted, wait_reason="retry", due_at=LATER),
+        WaitReason.CONCURRENCY: make(conn, **accepted),
     }
 
 
 def test_by_what_they_wait_for(conn, waiters):
     for kind, generation_id in waiters.items():
         assert chosen(conn, waits=[kind]) == {generation_id}, kind
-    assert chosen(conn, waits=[Wait.PAUSE, Wait.GATE]) == set()
+    none = [WaitReason.PAUSE, WaitReason.BREAKER, WaitReason.RATE]
+    assert chosen(conn, waits=none) == set()
+
+
+@pytest.mark.parametrize("reason", [r for r in WaitReason if r not in ("operator", "credits")])
+def test_a_reason_counts_until_the_generation_is_due_again(conn, reason):
+    generation_id = make(conn, S.ACCEPTED, wait_reason=reason, due_at=LATER)
+    assert chosen(conn, waits=[reason]) == {generation_id}
+    conn.execute(text("UPDATE generations SET due_at = now()"))
+    assert chosen(conn, waits=[WaitReason.CONCURRENCY]) == {generation_id}
+
+
+def test_a_closed_backoff_is_the_rate_and_a_breaker_has_priority(conn, waiters):
+    held = {
+        waiters[reason]
+        for reason in waiters
+        if reason not in (WaitReason.OPERATOR, WaitReason.EQUAL_GENERATION)
+    }
+    gates.close(conn, GateName.BACKOFF, "SERVICE_BUSY", opens_in=60)
+    assert chosen(conn, waits=[WaitReason.RATE]) == held
+    [view] = choosing.newest(conn, Choice(waits=frozenset({WaitReason.RATE})), limit=1)
+    assert view.waits_for == "the end of the backoff after SERVICE_BUSY"
+    gates.close(conn, GateName.API_KEY, "INVALID_API_KEY: no")
+    assert chosen(conn, waits=[WaitReason.RATE]) == set()
+    assert chosen(conn, waits=[WaitReason.BREAKER]) == held
 
 
 def test_a_gate_and_a_pause_hold_all_but_what_awaits_a_decision(conn, waiters):
     gates.close(conn, GateName.API_KEY, "INVALID_API_KEY: no")
-    told = {Wait.CREDITS, Wait.BUDGET, Wait.LATER, Wait.SLOT}
-    assert chosen(conn, waits=[Wait.GATE]) == {waiters[kind] for kind in told}
+    own = {WaitReason.OPERATOR, WaitReason.EQUAL_GENERATION}
+    assert chosen(conn, waits=[WaitReason.BREAKER]) == {
+        waiters[reason] for reason in waiters.keys() - own
+    }
     pauses.pause(conn, None, ANA)
-    assert chosen(conn, waits=[Wait.GATE]) == set()
-    assert chosen(conn, waits=[Wait.DECISION]) == {waiters[Wait.DECISION]}
-    assert len(chosen(conn, waits=[Wait.PAUSE])) == 5
+    assert chosen(conn, waits=[WaitReason.BREAKER]) == set()
+    assert chosen(conn, waits=[WaitReason.OPERATOR]) == {waiters[WaitReason.OPERATOR]}
+    assert len(chosen(conn, waits=[WaitReason.PAUSE])) == 6
 
 
 def test_the_list_says_what_show_says(conn, waiters):
@@ -91,18 +120,18 @@ def test_the_list_says_what_show_says(conn, waiters):
     make(conn, S.ACCEPTED, tenant="acme")
     make(conn, S.ACCEPTED, estimated_cost=4)
     make(conn, S.RUNNING)
-    make(conn, S.RUNNING, waits_for="the task list")
+    make(conn, S.RUNNING, wait_reason="retry", wait_detail={"why": "the task list"})
     make(conn, S.COMPLETED)
     views = choosing.newest(conn, Choice(), limit=100)
-    assert len(views) == 12
+    assert len(views) == 13
     for view in views:
-        said = waiting.why(conn, view)
-        assert (said or "").partition(":")[0] == (view.waits_for or "").partition(":")[0]
+        assert waiting.current(conn, view) == view
+        assert waiting.current(conn, view, position=True).wait_reason == view.wait_reason
     assert {view.waits_for for view in views} >= {
-        "a pause of tenant 'acme': maintenance (ana)",
-        "gate credit, closed by INSUFFICIENT_CREDIT: none",
-        AWAITS_DECISION,
-        "the task list",
+        "the end of the pause of tenant 'acme': maintenance (ana)",
+        "circuit breaker credit, opened by INSUFFICIENT_CREDIT: none",
+        "an operator's decision",
+        "a retry: the task list",
         None,
     }
 

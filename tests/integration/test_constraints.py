@@ -53,6 +53,9 @@ WRONG = [
     (S.RUNNING, "tenant = NULL", "tenant"),
     (S.RUNNING, "status = 'accepted'", "unsubmitted_has_no_task"),
     (S.COMPLETED, "status = 'running'", "ended_has_time|unended_is_due"),
+    (S.ACCEPTED, "wait_reason = 'gate backoff'", "wait_reason_known"),
+    (S.ACCEPTED, """wait_reason = 'retry', wait_detail = '"late"'""", "wait_detail_of_reason"),
+    (S.ACCEPTED, "wait_detail = '{}'", "wait_detail_of_reason"),
 ]
 
 

@@ -16,6 +16,7 @@ from models.ledger.drift import drift
 from models.lifecycle import LIVE, Status
 from models.schedule import Stage
 from models.tables import BalanceSnapshot
+from models.wait_reasons import WaitReason, sentence
 from tests.brokers import broker_with
 from tests.integration import rows
 from tests.integration.conftest import text_request
@@ -126,9 +127,17 @@ def test_no_more_is_let_in_than_the_account_covers(conn):
     credit.tell(conn)
     waiting = [read(conn, i) for i in ids if read(conn, i).status == S.ACCEPTED]
     assert len(waiting) == 3
-    assert {row.waits_for for row in waiting} == {
-        "credits: 9 needed, 2 free (20 on the account, 18 set aside for what is under way)"
-    }
+    assert {row.wait_reason for row in waiting} == {"credits"}
+    for row in waiting:
+        assert row.wait_detail == {
+            "needed": "9",
+            "free": "2",
+            "on_account": "20",
+            "under_way": "18",
+        }
+        assert sentence(WaitReason.CREDITS, row.wait_detail) == (
+            "credits: 9 needed, 2 free (20 on the account, 18 reserved for generations under way)"
+        )
     assert all(row.attention is None and row.finished_at is None for row in waiting)
 
 
@@ -145,7 +154,9 @@ def test_a_cheap_one_passes_a_dear_one_that_waits(conn):
     cheap = make(conn, S.ACCEPTED, estimated_cost=4)
     assert admit(conn) == [cheap]
     credit.tell(conn)
-    assert read(conn, dear).waits_for.startswith("credits: 40 needed, 6 free")
+    row = read(conn, dear)
+    assert row.wait_reason == "credits"
+    assert (row.wait_detail["needed"], row.wait_detail["free"]) == ("40", "6")
 
 
 def test_many_dear_ones_do_not_hide_a_cheap_one(conn):
@@ -160,7 +171,7 @@ def test_for_a_dear_one_that_has_waited_long_credits_are_saved_up(conn):
     told(conn, 50, ago=1)
     running = make(conn, S.RUNNING, estimated_cost=30)
     long_ago = rows.db_now(conn) - timedelta(seconds=credit.FAIR_AFTER + 1)
-    dear = make(conn, S.ACCEPTED, estimated_cost=40, created_at=long_ago, waits_for="credits: …")
+    dear = make(conn, S.ACCEPTED, estimated_cost=40, created_at=long_ago, wait_reason="credits")
     cheap = make(conn, S.ACCEPTED, estimated_cost=4, priority=9)
     senior = credit.tell(conn).senior
     assert senior == Senior(dear, Decimal(40))
@@ -174,10 +185,10 @@ def test_for_a_dear_one_that_has_waited_long_credits_are_saved_up(conn):
 def test_what_nobody_can_pay_holds_nobody_up(conn):
     told(conn, 50, ago=1)
     long_ago = rows.db_now(conn) - timedelta(seconds=credit.FAIR_AFTER + 1)
-    make(conn, S.ACCEPTED, estimated_cost=60, created_at=long_ago, waits_for="credits: …")
+    make(conn, S.ACCEPTED, estimated_cost=60, created_at=long_ago, wait_reason="credits")
     # 40 of the 50 are stuck with an operator: 20 may never be there either.
     make(conn, S.RUNNING, estimated_cost=40, attention="?", attention_at=func.now())
-    make(conn, S.ACCEPTED, estimated_cost=20, created_at=long_ago, waits_for="credits: …")
+    make(conn, S.ACCEPTED, estimated_cost=20, created_at=long_ago, wait_reason="credits")
     cheap = make(conn, S.ACCEPTED, estimated_cost=4)
     senior = credit.tell(conn).senior
     assert senior is None
@@ -191,7 +202,8 @@ def test_who_waits_no_longer_for_credits_does_not_say_so(conn):
     assert credit.tell(conn).anybody
     told(conn, 500, ago=1)
     assert not credit.tell(conn).anybody
-    assert read(conn, waiting).waits_for is None
+    row = read(conn, waiting)
+    assert (row.wait_reason, row.wait_detail) == (None, None)
 
 
 def test_of_admissions_at_the_same_moment_none_spends_what_another_has_taken(engine):

@@ -7,7 +7,7 @@ from models import flow, reads, transitions, waiting
 from models.lifecycle import Status
 from models.operating import pauses
 from models.operating.actions import By
-from models.waiting import Wait
+from models.wait_reasons import WaitReason
 from tests.integration import rows
 from tests.integration.rows import make, seen
 from worker.cli.watching import Watcher
@@ -79,9 +79,9 @@ def test_who_waits_and_for_what(conn):
     make(conn, S.RUNNING, created_at=hours_ago[3])
     pauses.pause(conn, "acme", By("ana", "quiet"))
     now = waiting.now(conn, limit=2)
-    assert now.counts == {Wait.PAUSE: 1, Wait.SLOT: 2}
+    assert now.counts == {WaitReason.PAUSE: 1, WaitReason.CONCURRENCY: 2}
     assert [(view.id, view.waits_for) for view in now.oldest] == [
-        (oldest, "a pause of tenant 'acme': quiet (ana)"),
+        (oldest, "the end of the pause of tenant 'acme': quiet (ana)"),
         (second, "a free slot"),
     ]
 

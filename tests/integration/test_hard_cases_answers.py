@@ -8,8 +8,10 @@ import pytest
 import sqlalchemy as sa
 
 from models import gates, submission, transitions
+from models.gates import GateName
 from models.lifecycle import Observation, Status
 from models.submission import Intent
+from models.wait_reasons import REQUEST_RATE
 from tests.integration.hard_cases import (
     answered,
     declined,
@@ -203,7 +205,7 @@ def test_a_generation_declined_after_its_cancel_is_cancelled(rt, steps):
             generation_id,
             1,
             code="INVALID_API_KEY",
-            waits_for="gate api_key",
+            wait=gates.wait_for(GateName.API_KEY),
             seconds=0,
         )
     assert steps.get(generation_id).status is Status.CANCELLED
@@ -218,7 +220,9 @@ def test_a_cancel_that_races_a_decline_is_carried_out(rt, steps, first):
         transitions.cancel(conn, generation_id)
 
     def decline(conn):
-        transitions.declined(conn, generation_id, 1, code="SERVICE_BUSY", waits_for="x", seconds=0)
+        transitions.declined(
+            conn, generation_id, 1, code="SERVICE_BUSY", wait=REQUEST_RATE, seconds=0
+        )
 
     one, other = (cancel, decline) if first == "cancel" else (decline, cancel)
 

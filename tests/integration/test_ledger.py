@@ -20,6 +20,7 @@ from models.ledger import Kind, LedgerEntry, reading
 from models.ledger.booking import books
 from models.lifecycle import IN_DOUBT, RESERVED, TERMINAL, TRANSITIONS, Event, Status
 from models.submission import Timing
+from models.wait_reasons import retry
 from tests.integration import rows
 from tests.integration.conftest import text_request
 from tests.integration.rows import read, seen
@@ -322,14 +323,14 @@ class Walk:
             rows.attempt(self.conn, self.id, number)
 
     def put_back(self) -> None:
-        transitions.put_back(self.conn, self.id, self.row.lease, waits_for="x", seconds=1)
+        transitions.put_back(self.conn, self.id, self.row.lease, wait=retry("x"), seconds=1)
 
     def not_sent(self) -> None:
-        transitions.not_sent(self.conn, self.id, self.attempt(), why="late", seconds=1)
+        transitions.not_sent(self.conn, self.id, self.attempt(), wait=retry("late"), seconds=1)
 
     def declined(self) -> None:
         transitions.declined(
-            self.conn, self.id, self.attempt(), code="RATE", waits_for="x", seconds=1
+            self.conn, self.id, self.attempt(), code="RATE", wait=retry("x"), seconds=1
         )
 
     def refused(self) -> None:

@@ -185,6 +185,44 @@ def test_a_connection_that_migrated_goes_back_to_its_usual_limits(empty):
         assert held.scalar_one() == 0
 
 
+CONVERTED: list[tuple[str, str, dict[str, Any] | None]] = [
+    ("a decision", "operator", None),
+    ("a pause of tenant 'acme': why (ana)", "pause", None),
+    ("an equal generation with the same seed", "equal_generation", None),
+    ("gate api_key", "breaker", {"breaker": "api_key"}),
+    ("gate credit", "breaker", {"breaker": "credit"}),
+    ("gate backoff", "rate", {"cause": "backoff"}),
+    ("gate backoff, re-opening after X: 1 at a time", "rate", {"cause": "backoff"}),
+    ("the request rate", "rate", {"cause": "request_rate"}),
+    ("a free slot: the provider has as many tasks as it takes", "concurrency", None),
+    ("credits: 9 needed, 2 free", "credits", None),
+    ("budget: 9 needed", "budget", None),
+    ("its reference", "reference", None),
+    ("the intent is 9.0 s old", "retry", {"why": "the intent is 9.0 s old"}),
+]
+
+
+def test_0014_converts_sentences_to_reasons_and_back(empty):
+    migrate.upgrade(empty)
+    migrate.downgrade(empty, "0013")
+    insert = text(
+        "INSERT INTO generations (id, status, request, estimated_cost, due_at, priority, waits_for)"
+        " VALUES (gen_random_uuid(), 'accepted', '{}', 9, now(), :number, :waits_for)"
+    )
+    sentences = [None, *(sentence for sentence, _, _ in CONVERTED)]
+    with empty.begin() as conn:
+        conn.execute(insert, [{"number": n, "waits_for": s} for n, s in enumerate(sentences)])
+    assert migrate.upgrade(empty).up_to_date
+    found = text("SELECT wait_reason, wait_detail FROM generations ORDER BY priority")
+    with empty.connect() as conn:
+        converted = [(row.wait_reason, row.wait_detail) for row in conn.execute(found)]
+    assert converted == [(None, None), *((reason, detail) for _, reason, detail in CONVERTED)]
+    migrate.downgrade(empty, "0013")
+    with empty.connect() as conn:
+        back = set(conn.execute(text("SELECT waits_for FROM generations")).scalars())
+    assert {None, "a decision", "gate api_key", "gate credit", "gate backoff"} <= back
+
+
 # --- the queries that run all the time ---------------------------------------------------------
 
 

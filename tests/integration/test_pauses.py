@@ -40,7 +40,7 @@ def resume(lab, tenant=None):
 
 def why(lab, generation_id):
     with lab.rt.engine.connect() as conn:
-        return waiting.why(conn, lab.get(generation_id))
+        return waiting.current(conn, lab.get(generation_id)).waits_for
 
 
 def test_what_is_accepted_waits_and_says_for_what(lab):
@@ -48,7 +48,7 @@ def test_what_is_accepted_waits_and_says_for_what(lab):
     generation_id = lab.enqueue()
     assert lab.once() == 0
     assert lab.get(generation_id).waits_for is None, "nothing is written to what waits"
-    assert why(lab, generation_id) == "a pause: maintenance (ana)"
+    assert why(lab, generation_id) == "the end of the pause: maintenance (ana)"
     resume(lab)
     assert lab.once() == 1
     assert lab.posts == 1
@@ -80,7 +80,7 @@ def test_what_was_let_in_is_put_back_at_its_intent(lab):
     pause(lab)
     submit.run(lab.rt, [(claim.id, claim.lease)])
     view = lab.get(claim.id)
-    assert (view.status, view.waits_for) == (S.ACCEPTED, "a pause: maintenance (ana)")
+    assert (view.status, view.waits_for) == (S.ACCEPTED, "the end of the pause: maintenance (ana)")
     assert lab.outcomes(claim.id) == [], "no attempt was begun"
     assert lab.posts == 0
     resume(lab)
@@ -111,7 +111,7 @@ def test_between_the_intent_and_its_check(lab):
     claim = lab.start()
     submit.run(paused(lab.rt, before_check=lambda: pause(lab)), [(claim.id, claim.lease)])
     view = lab.get(claim.id)
-    assert (view.status, view.waits_for) == (S.ACCEPTED, "a pause: maintenance (ana)")
+    assert (view.status, view.waits_for) == (S.ACCEPTED, "the end of the pause: maintenance (ana)")
     assert lab.outcomes(claim.id) == ["not_sent"]
     assert lab.posts == 0
 
@@ -175,7 +175,7 @@ def test_credits_are_not_saved_up_for_what_is_paused(conn):
         S.ACCEPTED,
         tenant="acme",
         estimated_cost=50,
-        waits_for="credits: 50 needed",
+        wait_reason="credits",
         created_at=func.now() - text("interval '1 h'"),
     )
     conn.execute(
@@ -267,5 +267,5 @@ def test_the_summary_has_the_pauses(conn):
     pauses.pause(conn, None, ANA)
     [told] = reads.summary(conn).pauses
     assert told.tenant is None
-    assert str(told) == "a pause: maintenance (ana)"
+    assert str(told) == "the end of the pause: maintenance (ana)"
     assert Decimal(0) == credit.funds(conn).under_way

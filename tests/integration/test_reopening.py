@@ -101,7 +101,7 @@ def test_what_was_let_in_before_the_storm_waits_as_well(lab):
     assert [type(one) for one in begun] == [Intent] + [Held] * 11
     held = lab.get(claims[-1].id)
     assert held.status is Status.ACCEPTED
-    assert held.waits_for == "gate backoff, re-opening after SERVICE_BUSY: 1 at a time"
+    assert held.waits_for == "the ramp-up after SERVICE_BUSY: at most 1 at a time"
 
 
 def test_two_that_count_at_the_same_moment_are_not_both_the_first(lab):
@@ -195,8 +195,8 @@ def test_it_says_so_everywhere(lab):
         assert summary.gates == {}
         assert summary.slowed == (said,)
         assert said in watch.line(summary)
-        assert waiting.why(conn, lab.get(ids[3])) == (
-            f"a free slot: 0 in flight, 3 waiting before it, {said}"
+        assert waiting.current(conn, lab.get(ids[3]), position=True).waits_for == (
+            f"a free slot: 0 in flight, 3 ahead of it, {said}"
         )
         told = [check for check in postgres._rows(conn, lab.rt.settings) if check.name == "gates"]
     assert [check.found for check in told] == [said]
@@ -294,7 +294,7 @@ def test_lost_answers_in_a_row_close_the_gate_once(lab, caplog):
     lab.send("one more")
     assert lab.gates() == {"backoff"}
     held = lab.send("held")
-    assert lab.get(held).waits_for == "gate backoff"
+    assert lab.get(held).waits_for == "the end of the backoff"
     assert lab.posts == submit.TROUBLE_DOUBTS + 1
     told = [r for r in caplog.records if r.name == common.log.name and "is closed" in r.message]
     assert len(told) == 1

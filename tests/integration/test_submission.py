@@ -16,6 +16,7 @@ from models.lifecycle import Status
 from models.marks import SEED_BOUND, fingerprint
 from models.submission import Held, Intent, Timing, Wanted
 from models.tables import StrayTask, SubmitAttempt
+from models.wait_reasons import Wait, retry
 from tests.integration import rows
 from tests.integration.rows import REQUEST, attempts, events, make, read
 
@@ -157,9 +158,11 @@ def test_with_cancel_asked_it_is_cancelled(conn):
 def test_a_closed_gate_puts_it_back_without_failing_it(conn, name):
     gates.close(conn, name, "why")
     generation_id = make(conn, S.UPLOADING)
-    held(conn, generation_id, str(name))
+    wait = gates.wait_for(name)
+    held(conn, generation_id, str(wait))
     row = read(conn, generation_id)
-    assert (row.status, row.waits_for, row.failures) == (S.ACCEPTED, f"gate {name}", 0)
+    assert (row.status, row.failures) == (S.ACCEPTED, 0)
+    assert (row.wait_reason, row.wait_detail) == (wait.reason, wait.detail)
 
 
 def test_what_the_credits_cover_passes_the_credit_gate(conn):
@@ -271,33 +274,33 @@ def test_nothing_changed_and_it_may_be_sent(conn):
     assert submission.may_still_send(conn, [intended(conn)]) == {}
 
 
-def obstacle(conn: Connection, intent: Intent) -> str | None:
+def obstacle(conn: Connection, intent: Intent) -> Wait | None:
     return submission.may_still_send(conn, [intent]).get(intent.generation_id)
 
 
 def test_cancel_stops_it_on_the_last_metre(conn):
     intent = intended(conn)
     transitions.cancel(conn, intent.generation_id)
-    assert obstacle(conn, intent) == "cancel asked"
+    assert obstacle(conn, intent) == retry("cancel asked")
 
 
 @pytest.mark.parametrize("name", GateName)
 def test_a_gate_that_closed_meanwhile_stops_it(conn, name):
     intent = intended(conn)
     gates.close(conn, name, "why")
-    assert obstacle(conn, intent) == f"gate {name}"
+    assert obstacle(conn, intent) == gates.wait_for(name)
 
 
 def test_a_row_that_went_on_without_it_stops_it(conn):
     intent = intended(conn)
     transitions.doubt(conn, intent.generation_id, intent.attempt, why="lease ended")
-    assert obstacle(conn, intent) == "no longer the row's attempt"
+    assert obstacle(conn, intent) == retry("no longer the row's attempt")
 
 
 def test_a_later_attempt_stops_it(conn):
     intent = intended(conn)
     conn.execute(text("UPDATE generations SET attempt = attempt + 1"))
-    assert obstacle(conn, intent) == "no longer the row's attempt"
+    assert obstacle(conn, intent) == retry("no longer the row's attempt")
 
 
 # --- a second task -----------------------------------------------------------------------------

@@ -13,10 +13,12 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError
 
 from api_client import Disposition, RateLimited
-from models import schedule, transitions
+from models import gates, schedule, transitions
 from models.database import make_engine
+from models.gates import GateName
 from models.lifecycle import Status
 from models.marks import SEED_BOUND
+from models.wait_reasons import WaitReason
 from tests.integration.conftest import text_request
 from tests.integration.invariants import HeldAnswer, in_background, laboratory, paused
 from tests.waiting import wait_for
@@ -117,7 +119,7 @@ def test_a_gate_that_closed_since_the_admission_holds_it(lab):
     submit.run(lab.rt, [(claim.id, claim.lease)])
 
     view = lab.get(claim.id)
-    assert (view.status, view.waits_for) == (Status.ACCEPTED, "gate api_key")
+    assert (view.status, view.waits_for) == (Status.ACCEPTED, "circuit breaker api_key")
     assert lab.attempts(claim.id) == []
     assert lab.posts == 0
 
@@ -146,7 +148,7 @@ def test_an_unknown_task_that_matches_an_open_attempt_forbids_sending(lab):
 
     view = lab.get(generation_id)
     assert view.status is Status.ACCEPTED
-    assert view.waits_for == "a decision"
+    assert view.wait_reason is WaitReason.OPERATOR
     assert "seedance resolve" in (view.attention or "")
     assert lab.posts == 1
 
@@ -297,7 +299,8 @@ def test_a_gate_that_closes_after_the_intent_stops_it(lab, gate):
     submit.run(paused(lab.rt, before_check=close), [(claim.id, claim.lease)])
 
     assert lab.get(claim.id).status is Status.ACCEPTED
-    assert lab.get(claim.id).waits_for == f"gate {gate}"
+    view, wait = lab.get(claim.id), gates.wait_for(GateName(gate))
+    assert (view.wait_reason, view.wait_detail) == (wait.reason, wait.detail)
     assert lab.posts == 0
 
 

@@ -129,7 +129,8 @@ def test_a_learned_limit_holds_for_a_message_of_several(lab):
     submit.run(lab.rt, claims)
 
     assert statuses(lab, ids) == [*[Status.RUNNING] * 2, *[Status.ACCEPTED] * 2]
-    assert "a free slot" in lab.get(ids[3]).waits_for
+    view = lab.get(ids[3])
+    assert (view.wait_reason, view.wait_detail) == ("concurrency", {"provider_limit": 2})
     for generation_id in ids[:2]:
         lab.complete(generation_id)
 

@@ -18,6 +18,7 @@ from models.base import table_of
 from models.lifecycle import IN_DOUBT, LIVE, TERMINAL, TRANSITIONS, Event, Note, Status
 from models.tables import Generation
 from models.transitions import Moved
+from models.wait_reasons import REQUEST_RATE, retry
 from tests.integration import rows
 from tests.integration.rows import attempts, events, image, make, read, seen
 
@@ -76,7 +77,7 @@ NAMED = {
         lambda c, i, f: transitions.admit(c, [i], lease_seconds=9), every(Event.ADMIT), None
     ),
     "put_back": Named(
-        lambda c, i, f: transitions.put_back(c, i, f.lease, waits_for="a slot", seconds=5),
+        lambda c, i, f: transitions.put_back(c, i, f.lease, wait=REQUEST_RATE, seconds=5),
         every(Event.PUT_BACK),
         "lease",
     ),
@@ -142,13 +143,13 @@ NAMED = {
         "unknown",
     ),
     "not_sent": Named(
-        lambda c, i, f: transitions.not_sent(c, i, f.attempt, why="too late", seconds=1),
+        lambda c, i, f: transitions.not_sent(c, i, f.attempt, wait=retry("too late"), seconds=1),
         every(Event.NOT_SENT),
         "attempt",
         "not_sent",
     ),
     "not_sent, cancel asked": Named(
-        lambda c, i, f: transitions.not_sent(c, i, f.attempt, why="too late", seconds=1),
+        lambda c, i, f: transitions.not_sent(c, i, f.attempt, wait=retry("too late"), seconds=1),
         every(Event.CANCEL, S.SUBMITTING),
         "attempt",
         "not_sent",
@@ -156,7 +157,7 @@ NAMED = {
     ),
     "declined": Named(
         lambda c, i, f: transitions.declined(
-            c, i, f.attempt, code="SERVICE_BUSY", waits_for="gate backoff", seconds=1
+            c, i, f.attempt, code="SERVICE_BUSY", wait=REQUEST_RATE, seconds=1
         ),
         every(Event.DECLINE),
         "attempt",
@@ -478,7 +479,7 @@ def test_the_fingerprint_lock_wakes_the_oldest_waiter_when_it_is_released(conn):
             S.ACCEPTED,
             fingerprint="same",
             blocked_by=holder,
-            waits_for="it",
+            wait_reason="equal_generation",
             due_at=now.replace(year=2100),
             created_at=now.replace(year=2000 + age),
         )

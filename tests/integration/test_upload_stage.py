@@ -270,7 +270,7 @@ def test_a_refused_key_holds_it(lab):
     lab.sim.change_account(lab.sim.api_key, enabled=False)
     generation_id = run(lab, "path:a.png")
     view = lab.get(generation_id)
-    assert (view.status, view.waits_for) == (Status.ACCEPTED, "gate api_key")
+    assert (view.status, view.waits_for) == (Status.ACCEPTED, "circuit breaker api_key")
     lab.sim.change_account(lab.sim.api_key, enabled=True)
     lab.open_gates()
     assert again(lab, generation_id).status is Status.RUNNING
@@ -344,7 +344,9 @@ def test_a_source_that_is_unwell_is_tried_again(lab, source):
     source.answers += [503]
     generation_id = run(lab, source.address)
     view = lab.get(generation_id)
-    assert (view.status, view.waits_for) == (Status.ACCEPTED, "its reference")
+    assert (view.status, view.wait_reason) == (Status.ACCEPTED, "reference")
+    assert "503" in view.wait_detail["error"]
+    assert "secret" not in view.wait_detail["error"]
     assert again(lab, generation_id).status is Status.RUNNING
     lab.end_tasks()
 

@@ -6,9 +6,10 @@ import pytest
 
 from models import gates, schedule, transitions, waiting, watch
 from models.gates import GateName
-from models.lifecycle import AWAITS_DECISION, Observation, Status
+from models.lifecycle import Observation, Status
 from models.operating.actions import By
 from models.submission import FORGOTTEN
+from models.wait_reasons import Wait, WaitReason
 from tests.integration.conftest import text_request
 from tests.integration.hard_cases import ECHO, REQUEST
 from tests.integration.invariants import laboratory
@@ -39,7 +40,7 @@ def submitted_ago(lab, seconds):
 
 def why(lab, generation_id):
     with lab.rt.engine.connect() as conn:
-        return waiting.why(conn, lab.get(generation_id))
+        return waiting.current(conn, lab.get(generation_id), position=True).waits_for
 
 
 # --- a task that does not end ------------------------------------------------------------------
@@ -88,7 +89,7 @@ def undecided(lab):
     lab.reconcile()
     lab.send_again(generation_id)
     view = lab.get(generation_id)
-    assert view.waits_for == AWAITS_DECISION
+    assert view.wait_reason is WaitReason.OPERATOR
     assert task_id in (view.attention or "")
     return generation_id, task_id
 
@@ -103,7 +104,7 @@ def test_waiting_for_a_decision_tells_nothing_again_and_again(lab):
         assert due_in(lab, generation_id) > 290, "looked at, and put off"
     assert messages.published == []
     assert lab.history(generation_id) == history
-    assert why(lab, generation_id) == AWAITS_DECISION
+    assert why(lab, generation_id) == "an operator's decision"
     assert lab.posts == 1
 
 
@@ -129,8 +130,8 @@ def test_it_goes_on_by_itself_when_the_task_turns_out_to_be_anothers(lab):
 def test_a_crowd_that_awaits_decisions_keeps_no_slot_from_the_rest(lab):
     crowd = [lab.enqueue(text_request(f"cat {n}"), priority=9) for n in range(30)]
     lab.sql(
-        "UPDATE generations SET waits_for = :why, attention = 'decide', attention_at = now()",
-        why=AWAITS_DECISION,
+        "UPDATE generations SET wait_reason = 'operator', attention = 'decide',"
+        " attention_at = now()"
     )
     other = lab.enqueue()
     assert [claim.id for claim in lab.admit(1)] == [other]
@@ -144,29 +145,30 @@ def test_why_a_generation_waits(lab):
     first = lab.enqueue(text_request("first"))
     second = lab.enqueue(text_request("second"))
     urgent = lab.enqueue(text_request("urgent"), priority=1)
-    assert why(lab, second) == "a free slot: 0 in flight, 2 waiting before it"
-    assert why(lab, urgent) == "a free slot: 0 in flight, 0 waiting before it"
+    assert why(lab, second) == "a free slot: 0 in flight, 2 ahead of it"
+    assert why(lab, urgent) == "a free slot: 0 in flight, 0 ahead of it"
     lab.admit(1)
-    assert why(lab, second) == "a free slot: 1 in flight, 1 waiting before it"
+    assert why(lab, second) == "a free slot: 1 in flight, 1 ahead of it"
     assert why(lab, urgent) is None, "it was let in"
 
     lab.sql("INSERT INTO learned_limits (name, value) VALUES ('in_flight', 1)")
-    assert why(lab, second).endswith("before it, the provider takes 1 tasks at a time")
+    assert why(lab, second).endswith("ahead of it, the provider takes 1 tasks at a time")
 
     with lab.rt.engine.begin() as conn:
         gates.close(conn, GateName.API_KEY, "INVALID_API_KEY: no", probe_in=60)
-    assert why(lab, first) == "gate api_key, closed by INVALID_API_KEY: no"
+    assert why(lab, first) == "circuit breaker api_key, opened by INVALID_API_KEY: no"
     lab.sql("UPDATE generations SET blocked_by = :first WHERE id = :id", first=first, id=second)
-    assert why(lab, second) == f"generation {first}: equal, with the same seed, and goes first"
+    assert why(lab, second) == f"an equal generation with the same seed: {first}"
 
 
 def test_what_put_it_off_itself_is_told_until_then(lab):
     claim = lab.start()
+    wait = Wait(WaitReason.REFERENCE, {"error": "503"})
     with lab.rt.engine.begin() as conn:
-        transitions.put_back(conn, claim.id, claim.lease, waits_for="its reference", seconds=60)
-    assert why(lab, claim.id) == "its reference"
+        transitions.put_back(conn, claim.id, claim.lease, wait=wait, seconds=60)
+    assert why(lab, claim.id) == "its reference: 503"
     lab.due_now(claim.id)
-    assert why(lab, claim.id) == "a free slot: 0 in flight, 0 waiting before it"
+    assert why(lab, claim.id) == "a free slot: 0 in flight, 0 ahead of it"
 
 
 # --- leases while much is read -------------------------------------------------------------------

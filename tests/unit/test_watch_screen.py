@@ -10,12 +10,15 @@ from models.flow import Flow
 from models.lifecycle import Status
 from models.operating.pauses import PauseView
 from models.reads import Summary
-from models.waiting import Wait, Waiting
+from models.wait_reasons import WaitReason
+from models.waiting import Waiting
 from tests.unit.test_cli_output import view
 from worker.cli.watch_screen import screen
 from worker.cli.watching import Credits, Deliveries, Snapshot
 
-WAITS = view(status=Status.ACCEPTED, tenant="acme", finished_at=None, waits_for="a free slot")
+WAITS = view(
+    status=Status.ACCEPTED, tenant="acme", finished_at=None, wait_reason=WaitReason.CONCURRENCY
+)
 
 
 def snapshot(**fields: object) -> Snapshot:
@@ -32,7 +35,7 @@ def snapshot(**fields: object) -> Snapshot:
         ),
         "limit": 7,
         "flow": Flow(600.0, {"accepted": 40, "failed": 3}, {"accepted": 5}, {"INTERNAL_ERROR": 3}),
-        "waiting": Waiting({Wait.SLOT: 4, Wait.PAUSE: 1}, [WAITS]),
+        "waiting": Waiting({WaitReason.CONCURRENCY: 4, WaitReason.PAUSE: 1}, [WAITS]),
         "attention": [view(attention="its task can't be told apart")],
         "credits": Credits(
             Funds(Decimal(100), 12.0, Decimal(0), Decimal(30), Decimal(0)), Decimal("12.5")
@@ -60,7 +63,7 @@ def test_everything_is_told() -> None:
         "slowed",
         "! 00000000 its task can't be told apart",
         "errors INTERNAL_ERROR 3",
-        "waiting pause 1, slot 4",
+        "waiting concurrency 4, pause 1",
         "a free slot",
         "credits 70 free, 30 set aside, 100 on the account 12s ago; 12.5 charged today (UTC)",
         "deliveries 3 notices pending, 1 notices given up",

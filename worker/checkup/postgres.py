@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import Connection, func, select, text
 from sqlalchemy.exc import DBAPIError
 
-from models import credit, gates, grants, reads
+from models import gates, grants, reads
 from models.artifacts.reading import unstored
 from models.database import make_engine
 from models.ledger.drift import drift
@@ -15,6 +15,7 @@ from models.metrics import pulses
 from models.notices import State, reading
 from models.operating.pauses import PauseView
 from models.tables import Generation, RejectedMessage, StrayTask
+from models.wait_reasons import WaitReason
 from worker import migrate
 from worker.checkup.finding import Check, Findings, ok, warn, wrong
 from worker.redaction import redact
@@ -150,7 +151,7 @@ def _credits(conn: Connection) -> list[Check]:
     waiting = _count(
         conn,
         select(func.count()).where(
-            Generation.status == Status.ACCEPTED, Generation.waits_for.startswith(credit.SHORT)
+            Generation.status == Status.ACCEPTED, Generation.wait_reason == WaitReason.CREDITS
         ),
     )
     if waiting:

@@ -8,7 +8,7 @@ import click
 from models.choosing import Choice
 from models.error_classes import ErrorClass
 from models.lifecycle import Status
-from models.waiting import Wait
+from models.wait_reasons import WaitReason
 from worker.cli.times import span
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -37,7 +37,7 @@ _OPTIONS = (
         "--waits-for",
         "waits",
         multiple=True,
-        type=click.Choice([str(w) for w in Wait]),
+        type=click.Choice([str(w) for w in WaitReason]),
         help="Waits for this, now.",
     ),
     click.option("--attention", is_flag=True, help="Needs an operator."),
@@ -73,7 +73,7 @@ def chosen(
         tenants=frozenset(tenants),
         error_codes=frozenset(code.upper() for code in errors),
         error_classes=frozenset(map(ErrorClass, error_classes)),
-        waits=frozenset(map(Wait, waits)),
+        waits=frozenset(map(WaitReason, waits)),
         attention=attention,
         since=first,
         until=last,

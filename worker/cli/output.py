@@ -91,6 +91,7 @@ def generation_json(view: GenerationView, *, urls: bool = False) -> dict[str, An
     of references' and webhooks' addresses are cut.
     """
     fields = {name: getattr(view, name) for name in GenerationView.__dataclass_fields__}
+    fields["waits_for"] = view.waits_for
     for name in _SECRET:
         fields[f"has_{name.removesuffix('_url')}"] = fields[name] is not None
         if not urls:

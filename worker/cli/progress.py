@@ -34,7 +34,7 @@ def follow(engine: Engine, generation_id: uuid.UUID, *, timeout: float) -> Gener
             with engine.connect() as conn:
                 view = reads.get(conn, generation_id)
                 if view is not None and not view.ended:
-                    view = waiting.told(conn, view)
+                    view = waiting.current(conn, view)
             if view is None:
                 raise Failed(f"generation {generation_id} is gone")
             state = describe(view)

@@ -22,6 +22,7 @@ from models.operating import actions
 from models.operating.actions import ActionView
 from models.reads import AttemptView, EventView, GenerationView, StrayView
 from models.tables import Generation, Upload
+from models.wait_reasons import WaitReason, sentence
 from worker.cli import artifacts, output
 from worker.cli.context import database
 from worker.cli.history import detail_text
@@ -62,8 +63,6 @@ class Shown:
     artifacts: list[ArtifactView]
     now: datetime
     """By the database's clock."""
-    waits_for: str | None
-    """Why it waits, as of now."""
 
 
 @click.command()
@@ -87,7 +86,6 @@ def show(*, name: str, urls: bool, as_json: bool) -> None:
         output.print_json(
             {
                 **output.generation_json(shown.view, urls=urls),
-                "waits_for": shown.waits_for,
                 "references": shown.references if urls else redact_all(_plain(shown.references)),
                 "attempts": shown.attempts,
                 "events": shown.events,
@@ -105,7 +103,7 @@ def show(*, name: str, urls: bool, as_json: bool) -> None:
 def load(conn: Connection, view: GenerationView) -> Shown:
     """Read all that belongs to a generation."""
     return Shown(
-        view,
+        view if view.ended else waiting.current(conn, view, position=True),
         _references(conn, view),
         reads.attempts(conn, view.id),
         reads.events(conn, view.id),
@@ -116,7 +114,6 @@ def load(conn: Connection, view: GenerationView) -> Shown:
         actions.of_generation(conn, view.id, retry_of=view.retry_of),
         artifact_reading.of(conn, view.id),
         conn.execute(select(func.now())).scalar_one(),
-        None if view.ended else waiting.why(conn, view),
     )
 
 
@@ -157,7 +154,7 @@ def _print(to: Console, shown: Shown, *, urls: bool) -> None:
     fields = Table(box=None, show_header=False, pad_edge=False)
     fields.add_column(style="dim", no_wrap=True)
     fields.add_column(overflow="fold")
-    for label, value in _fields(shown.view, shown.waits_for, urls=urls):
+    for label, value in _fields(shown.view, urls=urls):
         fields.add_row(label, value)
     to.print(fields)
     for reference in shown.references:
@@ -233,10 +230,17 @@ def timeline(events: list[EventView], since: datetime) -> Table:
     table.add_column(overflow="fold", style="dim")
     for event in events:
         seconds = (event.at - since).total_seconds()
-        detail = ", ".join(f"{key} {value}" for key, value in (event.detail or {}).items())
+        detail = ", ".join(f"{key} {value}" for key, value in _readable(event.detail).items())
         to_status = output.status_text(event.to_status or "")
         table.add_row(f"  +{max(0.0, seconds):.1f}s", event.event, to_status, Text(redact(detail)))
     return table
+
+
+def _readable(detail: dict[str, Any] | None) -> dict[str, Any]:
+    """Return an event's detail with the sentence of its wait in place of code and figures."""
+    rest = dict(detail or {})
+    reason, figures = rest.pop("wait_reason", None), rest.pop("wait_detail", None)
+    return rest if reason is None else {"waits for": sentence(WaitReason(reason), figures), **rest}
 
 
 def _credits_of(view: GenerationView) -> str:
@@ -249,7 +253,7 @@ def _credits_of(view: GenerationView) -> str:
     return f"{output.credits_text(view.credit_cost)} named by the provider, {estimated}"
 
 
-def _fields(view: GenerationView, waits_for: str | None, *, urls: bool) -> list[tuple[str, Any]]:
+def _fields(view: GenerationView, *, urls: bool) -> list[tuple[str, Any]]:
     request = view.request if urls else redact_all(view.request)
     parameters = ", ".join(
         f"{key} {value}"
@@ -262,7 +266,7 @@ def _fields(view: GenerationView, waits_for: str | None, *, urls: bool) -> list[
         ("generation", str(view.id)),
         ("status", output.status_text(view.status)),
         ("attention", view.attention),
-        ("waits for", waits_for),
+        ("waits for", view.waits_for),
         ("blocked by", view.blocked_by),
         ("retry of", view.retry_of),
         ("retried as", view.retried_as),

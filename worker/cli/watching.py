@@ -19,7 +19,8 @@ from models.lifecycle import Status
 from models.notices import State
 from models.notices import reading as outbox
 from models.reads import GenerationView, Summary
-from models.waiting import Wait, Waiting
+from models.wait_reasons import WaitReason
+from models.waiting import Waiting
 from worker.cli import output
 
 OLDEST = 5
@@ -136,7 +137,9 @@ def snapshot_json(shown: Snapshot) -> dict[str, Any]:
         },
         "errors": shown.flow.errors,
         "waiting": {
-            "by_reason": {str(wait): shown.waiting.counts.get(wait, 0) for wait in Wait},
+            "by_reason": {
+                str(reason): shown.waiting.counts.get(reason, 0) for reason in WaitReason
+            },
             "oldest": [output.generation_json(view) for view in shown.waiting.oldest],
         },
         "needs_attention": [output.generation_json(view) for view in shown.attention],

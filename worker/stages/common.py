@@ -35,6 +35,7 @@ from models.lifecycle import Observation
 from models.schedule import backoff
 from models.tables import Generation
 from models.transitions import LOCK_ORDER, in_seconds
+from models.wait_reasons import Wait
 from worker import tracing
 from worker.runtime import Runtime
 
@@ -231,8 +232,8 @@ def surely(engine: Engine, write: Callable[[Connection], T], *, within: float) -
             time.sleep(pause)
 
 
-def hold(rt: Runtime, error: ApiError, *, estimate: Decimal | None = None) -> str:
-    """Close the gate that an answer asks for. Returns its name, for `waits_for`."""
+def hold(rt: Runtime, error: ApiError, *, estimate: Decimal | None = None) -> Wait:
+    """Close the gate that an answer asks for. Return what generations wait for then."""
     settings = rt.settings
     with rt.engine.begin() as conn:
         match error:
@@ -263,7 +264,7 @@ def hold(rt: Runtime, error: ApiError, *, estimate: Decimal | None = None) -> st
                 newly = gates.close(conn, name, reason, opens_in=min(seconds, 600.0))
     if newly:
         log.warning("gate %s is closed: %s; nothing new is sent, nothing fails", name, error)
-    return f"gate {name}"
+    return gates.wait_for(name)
 
 
 def observation(task: Task) -> Observation:

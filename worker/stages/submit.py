@@ -19,6 +19,7 @@ from models.callbacks import Address
 from models.lifecycle import TOO_MANY, Status
 from models.submission import Held, Intent, Wanted
 from models.transitions import Answered
+from models.wait_reasons import REQUEST_RATE, Wait, WaitReason, retry
 from worker import callback_address
 from worker.crash_points import reached
 from worker.limiter import NoTokenError
@@ -35,6 +36,12 @@ TROUBLE_DOUBTS = 3
 
 class TooLateError(Exception):
     """Raised just before the write: the POST must not be sent any more. Nothing was written."""
+
+    def __init__(self, wait: Wait) -> None:
+        """`wait`: what the generation waits for then."""
+        why = (wait.detail or {}).get("why") if wait.reason is WaitReason.RETRY else None
+        super().__init__(why or str(wait))
+        self.wait = wait
 
 
 def run(rt: Runtime, claims: Sequence[tuple[uuid.UUID, int]]) -> None:
@@ -65,9 +72,7 @@ def submit(rt: Runtime, rows: Sequence[common.Row]) -> None:
         except NoTokenError:
             for row in left:
                 with rt.engine.begin() as conn:
-                    transitions.put_back(
-                        conn, row.id, row.lease, waits_for="the request rate", seconds=1.0
-                    )
+                    transitions.put_back(conn, row.id, row.lease, wait=REQUEST_RATE, seconds=1.0)
             return
         count = 1 + rt.limiter.more(min(rt.pace.most, len(left)) - 1)
         _submit(rt, left[:count])
@@ -172,7 +177,7 @@ class _Sending:
         self._unsent = list(intents)
         """Those that nothing was begun of."""
         self._started = started
-        self._obstacles: Mapping[uuid.UUID, str] = {}
+        self._obstacles: Mapping[uuid.UUID, Wait] = {}
         self._checked = -math.inf
         self._answered: list[tuple[Intent, Submitted]] = []
         self._oldest = math.inf
@@ -189,12 +194,12 @@ class _Sending:
             )
         except TooLateError as late:
             log.warning("generation %s is not sent: %s", intent.generation_id, late)
-            _not_sent(rt, intent, str(late), seconds=1.0)
+            _not_sent(rt, intent, late.wait, seconds=1.0)
         except NotSent as error:
             log.warning("generation %s is not sent: %s", intent.generation_id, error)
             self._look_again()
-            waits_for = common.hold(rt, error)
-            _not_sent(rt, intent, waits_for, seconds=2.0)
+            wait = common.hold(rt, error)
+            _not_sent(rt, intent, wait, seconds=2.0)
         except ApiError as error:
             reached("submit.after_post")
             self._look_again()
@@ -235,7 +240,7 @@ class _Sending:
             self._record()
         finally:
             for intent in self._unsent:
-                _not_sent(self._rt, intent, "the worker failed at another one", seconds=1.0)
+                _not_sent(self._rt, intent, retry("the worker failed at another one"), seconds=1.0)
 
     def _check(self, intent: Intent) -> None:
         """Runs on an open connection, directly before the first byte."""
@@ -246,14 +251,15 @@ class _Sending:
                 with self._rt.engine.connect() as conn:
                     self._obstacles = submission.may_still_send(conn, [intent, *self._unsent])
             except SQLAlchemyError as error:
-                raise TooLateError(f"it can't be checked: {type(error).__name__}") from error
+                why = f"it can't be checked: {type(error).__name__}"
+                raise TooLateError(retry(why)) from error
             self._checked = now
         obstacle = self._obstacles.get(intent.generation_id)
         if obstacle is not None:
             raise TooLateError(obstacle)
         age = waking_clock() - self._started
         if decisions.too_old(age, send_budget=settings.send_budget):
-            raise TooLateError(f"the intent is {age:.1f} s old")
+            raise TooLateError(retry(f"the intent is {age:.1f} s old"))
         reached("submit.after_check")
         self._begun = time.monotonic()
 
@@ -267,11 +273,11 @@ class _Sending:
             record_answers(self._rt, answered)
 
 
-def _not_sent(rt: Runtime, intent: Intent, why: str, *, seconds: float) -> None:
+def _not_sent(rt: Runtime, intent: Intent, wait: Wait, *, seconds: float) -> None:
     common.surely(
         rt.engine,
         lambda conn: transitions.not_sent(
-            conn, intent.generation_id, intent.attempt, why=why, seconds=seconds
+            conn, intent.generation_id, intent.attempt, wait=wait, seconds=seconds
         ),
         within=rt.settings.lease,
     )
@@ -363,7 +369,7 @@ def _refused(rt: Runtime, intent: Intent, error: ApiError) -> None:
                 )
 
         case Disposition.RETRY | Disposition.HOLD:
-            waits_for = common.hold(rt, error, estimate=intent.estimate)
+            wait = common.hold(rt, error, estimate=intent.estimate)
             put_off = error.disposition is Disposition.RETRY
 
             def write(conn: Connection) -> None:
@@ -372,7 +378,7 @@ def _refused(rt: Runtime, intent: Intent, error: ApiError) -> None:
                     intent.generation_id,
                     intent.attempt,
                     code=error.code,
-                    waits_for=waits_for,
+                    wait=wait,
                     seconds=gates.aside(conn, intent.generation_id) if put_off else 1.0,
                 )
 

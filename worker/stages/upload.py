@@ -14,6 +14,7 @@ from models.lifecycle import Note, Status
 from models.schedule import backoff
 from models.tables import Generation
 from models.uploads import Content, SomebodyElse, Uploaded
+from models.wait_reasons import Wait, WaitReason
 from worker import sources
 from worker.crash_points import reached
 from worker.limiter import NoTokenError
@@ -35,6 +36,10 @@ WAIT_FOR_OTHER = 1.5
 MAX_FAILURES = 8
 """So many failures in a row, with growing pauses (about 20 minutes), end a generation whose
 reference can't be read."""
+
+
+_MAX_ERROR = 500
+"""Characters of an error that a wait keeps."""
 
 
 class LeaseLostError(Exception):
@@ -71,7 +76,7 @@ def run(rt: Runtime, generation_id: uuid.UUID, lease: int) -> None:
         _reject(rt, row, "INVALID_REFERENCE", str(error))
         return
     except (SourceUnavailableError, NoTokenError) as error:
-        _put_back(rt, row, str(error), "its reference")
+        _put_back(rt, row, str(error))
         return
     except ApiError as error:
         _refused(rt, row, error)
@@ -185,9 +190,9 @@ def _refused(rt: Runtime, row: common.Row, error: ApiError) -> None:
         case Disposition.PERMANENT:
             _reject(rt, row, error.code or f"HTTP_{error.http_status}", error.message)
         case Disposition.HOLD:
-            waits_for = common.hold(rt, error)
+            wait = common.hold(rt, error)
             with rt.engine.begin() as conn:
-                transitions.put_back(conn, row.id, row.lease, waits_for=waits_for, seconds=5.0)
+                transitions.put_back(conn, row.id, row.lease, wait=wait, seconds=5.0)
         case Disposition.RETRY | Disposition.AMBIGUOUS:
             # An outage of the provider fails nothing, however long; it is shown after a while.
             if isinstance(error, RateLimited):
@@ -197,7 +202,6 @@ def _refused(rt: Runtime, row: common.Row, error: ApiError) -> None:
                 rt,
                 row,
                 str(error),
-                "the provider's storage",
                 attention=shown if row.failures + 1 >= MAX_FAILURES else None,
             )
 
@@ -208,24 +212,23 @@ def _reject(rt: Runtime, row: common.Row, code: str, message: str) -> None:
         transitions.reject(conn, row.id, row.lease, code=code, message=message)
 
 
-def _put_back(rt: Runtime, row: common.Row, why: str, waits_for: str) -> None:
+def _put_back(rt: Runtime, row: common.Row, why: str) -> None:
     if row.failures + 1 >= MAX_FAILURES:
         _reject(rt, row, "REFERENCE_UNAVAILABLE", why)
         return
-    _again_later(rt, row, why, waits_for)
+    _again_later(rt, row, why)
 
 
-def _again_later(
-    rt: Runtime, row: common.Row, why: str, waits_for: str, *, attention: str | None = None
-) -> None:
-    log.warning("generation %s waits for %s: %s", row.id, waits_for, why)
+def _again_later(rt: Runtime, row: common.Row, why: str, *, attention: str | None = None) -> None:
+    wait = Wait(WaitReason.REFERENCE, {"error": why[:_MAX_ERROR]})
+    log.warning("generation %s waits for its reference: %s", row.id, why)
     seconds = backoff(row.failures, base=common.BACKOFF_BASE, cap=common.BACKOFF_CAP)
     with rt.engine.begin() as conn:
         transitions.put_back(
             conn,
             row.id,
             row.lease,
-            waits_for=waits_for,
+            wait=wait,
             seconds=seconds,
             attention=attention,
             failed=True,

@@ -312,8 +312,8 @@ PROTECTIONS = (
         (
             Edit(
                 "models/schedule.py",
-                '               AND NOT {paused_sql("o.tenant")}\n               AND coalesce(',
-                "               AND coalesce(",
+                '               AND NOT {paused_sql("o.tenant")}\n               AND o.wait_reason',
+                "               AND o.wait_reason",
             ),
         ),
         (f"{PAUSES}::test_an_equal_generation_of_another_tenant_goes_first_meanwhile",),
@@ -324,7 +324,7 @@ PROTECTIONS = (
         (
             Edit(
                 "models/schedule.py",
-                "\n               AND coalesce(o.waits_for, '') NOT LIKE '{budgets.WAITS}%'))\n",
+                "\n               AND o.wait_reason IS DISTINCT FROM '{WaitReason.BUDGET}'))\n",
                 "))\n",
             ),
         ),

@@ -393,8 +393,8 @@ PROTECTIONS = (
         (
             Edit(
                 "models/decisions.py",
-                'return None if facts.gate is None else f"gate {facts.gate}"',
-                "return None",
+                "    return facts.gate\n",
+                "    return None\n",
             ),
         ),
         (
@@ -408,7 +408,7 @@ PROTECTIONS = (
         (
             Edit(
                 "models/decisions.py",
-                '    if facts.cancel_wished:\n        return "cancel asked"\n',
+                '    if facts.cancel_wished:\n        return retry("cancel asked")\n',
                 "",
             ),
         ),
@@ -423,10 +423,9 @@ PROTECTIONS = (
         (
             Edit(
                 SUBMIT,
-                "            except SQLAlchemyError as error:\n                raise TooLateError(",
-                "            except SQLAlchemyError as error:\n                str(",
+                "                raise TooLateError(retry(why)) from error\n",
+                "                str(why)\n",
             ),
-            Edit(SUBMIT, 'type(error).__name__}") from error', 'type(error).__name__}")'),
         ),
         (f"{HARD}::test_no_post_after_a_check_that_could_not_be_made",),
     ),
