@@ -99,7 +99,7 @@ def test_from_enqueued_to_paid(cli: Cli, service: Any, sim: Any) -> None:
     assert now["flow"]["counts"]["submitted"] == 1
     assert now["flow"]["last_minute"].keys() == now["flow"]["per_minute"].keys()
     assert now["errors"] == {"COPYRIGHT_VIOLATION": 1}
-    assert now["waiting"]["by_reason"]["slot"] == 0
+    assert now["waiting"]["by_reason"]["concurrency"] == 0
     assert now["credits"]["charged_today"] == done["credit_cost"]
     assert [view["id"] for view in now["newest"]] == [refused_id, done["id"]]
     assert (now["by_status"]["completed"], now["in_flight"], now["gates"]) == (1, 0, {})
@@ -199,11 +199,11 @@ def test_a_pause_holds_in_a_running_worker_and_is_told_everywhere(
     assert [pause["reason"] for pause in cli.json("watch")["pauses"]] == ["runaway script"]
     assert f"a {pause}" in cli("watch", "--for", "0")
     [warned] = [check for check in cli.json("doctor") if check["name"] == "pauses"]
-    assert why in warned["found"]
+    assert f"a {pause}" in warned["found"]
     assert warned["mend"] == "seedance resume --tenant acme"
 
     cli("resume", code=1)
-    assert f"submission of all tenants is not paused; paused: {why}" in cli.err
+    assert f"submission of all tenants is not paused; paused: a {pause}" in cli.err
     cli("resume", "--tenant", "acme", "--by", "bo", "--reason", "mended")
     service.ended(held)
     told = [(a["action"], a["actor"], a["reason"], a["tenant"]) for a in cli.json("history")]
@@ -283,7 +283,7 @@ def test_many_are_retried_or_cancelled_only_if_as_many_as_were_meant(cli: Cli, r
     assert len(report["retried"]) == 1
     assert report["refused"] == {"tenant 'small' has no budget left for it": 1}
 
-    meant = ("cancel", "--tenant", "acme", "--waits-for", "slot")
+    meant = ("cancel", "--tenant", "acme", "--waits-for", "concurrency")
     assert cli(*meant, "--dry-run") == "3 would be cancelled; nothing was done\n"
     cli(*meant, "--expect", "2", code=1)
     assert "3 are cancelled; 0 will be" in cli(*meant, "--expect", "3", "--by", "bo")

@@ -59,7 +59,7 @@ def test_of_a_paused_tenant_alone(lab):
     first = lab.enqueue(tenant="acme", priority=9)
     others = [lab.enqueue(tenant=tenant) for tenant in ("aaa", "zzz", "acme2")]
     assert {claim.id for claim in lab.admit()} == set(others)
-    assert why(lab, first) == "a pause of tenant 'acme': maintenance (ana)"
+    assert why(lab, first) == "the end of the pause of tenant 'acme': maintenance (ana)"
     resume(lab, "acme")
     assert [claim.id for claim in lab.admit()] == [first]
 
@@ -70,7 +70,7 @@ def test_a_pause_of_all_and_one_of_a_tenant_end_each_by_itself(lab):
     generation_id = lab.enqueue(tenant="acme")
     resume(lab)
     assert lab.admit() == []
-    assert why(lab, generation_id) == "a pause of tenant 'acme': maintenance (ana)"
+    assert why(lab, generation_id) == "the end of the pause of tenant 'acme': maintenance (ana)"
     resume(lab, "acme")
     assert len(lab.admit()) == 1
 
@@ -267,5 +267,5 @@ def test_the_summary_has_the_pauses(conn):
     pauses.pause(conn, None, ANA)
     [told] = reads.summary(conn).pauses
     assert told.tenant is None
-    assert str(told) == "the end of the pause: maintenance (ana)"
+    assert str(told) == "a pause: maintenance (ana)"
     assert Decimal(0) == credit.funds(conn).under_way

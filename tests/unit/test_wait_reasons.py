@@ -61,8 +61,10 @@ SENTENCES: list[tuple[WaitReason, dict[str, Any] | None, str]] = [
     (
         R.BUDGET,
         BUDGET,
-        "budget: 9 needed, and tenant 'acme' may spend 20 a day: 0 are charged and 18 under way,"
-        " which leaves 2",
+        (
+            "budget: 9 needed, and tenant 'acme' may spend 20 a day: 0 are charged and 18 under"
+            " way, which leaves 2"
+        ),
     ),
     (R.RETRY, {"code": "SERVICE_BUSY"}, "a retry after SERVICE_BUSY"),
     (R.RETRY, {"why": "the intent is 9.0 s old"}, "a retry: the intent is 9.0 s old"),

@@ -29,6 +29,7 @@ _COLUMNS = (
     "waits_for",
     "retry_of",
     "retried_as",
+    "wait_reason",
 )
 """Of the lines in a pipe; new ones are added at the end."""
 
@@ -49,7 +50,7 @@ def list_(*, limit: int, as_json: bool, **named: Any) -> None:
       seedance list --status running --status uncertain
       seedance list --attention --json | jq '.[].id'
       seedance list --tenant acme --error-class provider --since 12h
-      seedance list --waits-for gate --until 1h
+      seedance list --waits-for breaker --until 1h
     """
     choice = chosen(**named)
     with database() as engine, engine.connect() as conn:
@@ -138,4 +139,5 @@ def _whole(view: GenerationView) -> list[str]:
         view.waits_for or "",
         str(view.retry_of or ""),
         str(view.retried_as or ""),
+        view.wait_reason or "",
     ]
