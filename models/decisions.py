@@ -114,6 +114,19 @@ def may_be_own(stray: Stray, attempt: Sent) -> bool:
     )
 
 
+STRAY_KINDS = ("foreign", "possible", "second")
+"""From the least to the most that is known of a stray task."""
+
+
+def outranked(kind: str, *, recorded: str | None) -> bool:
+    """Return whether a sighting shows less of a stray than is recorded.
+
+    The recorded kind, generation and attempt then stay: an equal seed must not move a second task
+    that an answer named to another generation, which would be charged for it.
+    """
+    return recorded is not None and STRAY_KINDS.index(recorded) > STRAY_KINDS.index(kind)
+
+
 # --- just before the POST ----------------------------------------------------------------------
 
 TAKEN_OVER = retry("no longer the row's attempt")

@@ -38,6 +38,7 @@ from models.decisions import (
     may_be_own,
     obstacle_to_intent,
     obstacle_to_sending,
+    outranked,
 )
 from models.lifecycle import IN_DOUBT, Note, Status
 from models.marks import draw_seed, fingerprint, producer_seed
@@ -576,10 +577,6 @@ def flag_second_task(
         )
 
 
-_STRAY_KINDS = ("foreign", "possible", "second")
-"""From the least to the most that is known of a stray task."""
-
-
 def upsert_stray(conn: Connection, *, task_id: str, kind: str, **values: Any) -> bool:
     """Keep a remote task that no generation follows. True if it is new, or newly of this kind.
 
@@ -588,8 +585,9 @@ def upsert_stray(conn: Connection, *, task_id: str, kind: str, **values: Any) ->
     before = conn.execute(
         select(s.kind).where(s.task_id == task_id).with_for_update()
     ).scalar_one_or_none()
-    if before is not None and _STRAY_KINDS.index(before) > _STRAY_KINDS.index(kind):
+    if before is not None and outranked(kind, recorded=before):
         kind = before
+        values = {name: values[name] for name in values.keys() - {"generation_id", "attempt"}}
     new = _keep_stray(conn, before, task_id=task_id, kind=kind, **values)
     if kind == "second" and values.get("status") == "completed":
         _charge_second(conn, task_id)
