@@ -247,6 +247,16 @@ def heeded(verdict: Verdict, *, complete: bool) -> Verdict:
     return Undecided("the task list could not be read completely")
 
 
+def early(verdict: Verdict) -> Adopt | None:
+    """Return what an early, incomplete scan may decide: adoption, and nothing else.
+
+    A scan proves that a task exists, whatever else it missed, so an adoption by the narrow rule
+    counts like one by a drawn seed. It is safe only if the deciding transaction applies `still`:
+    the scan may have begun before the attempt that it is held against.
+    """
+    return verdict if isinstance(verdict, Adopt) else None
+
+
 def still(verdict: Verdict, *, followed: Collection[str]) -> Verdict:
     """The verdict again in the deciding transaction, with the tasks that are followed by now."""
     if isinstance(verdict, Adopt) and verdict.task.task_id in followed:

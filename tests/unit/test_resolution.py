@@ -25,7 +25,9 @@ from models.resolution import (
     Window,
     agree,
     borne_out,
+    early,
     judge,
+    still,
 )
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -300,6 +302,43 @@ def test_readings_that_differ_decide_nothing(first, second):
 def test_a_drawn_seed_in_either_reading_is_enough(other):
     assert agree(other, MARKED) == MARKED
     assert agree(MARKED, other) == MARKED
+
+
+# --- an early scan ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("adoption", [ADOPT, MARKED])
+def test_an_early_scan_adopts_by_a_mark_or_by_the_narrow_rule(adoption):
+    assert early(adoption) == adoption
+
+
+@pytest.mark.parametrize("verdict", [Absent(), Undecided("?", ("t1",))])
+def test_an_early_scan_decides_nothing_but_adoption(verdict):
+    assert early(verdict) is None
+
+
+@pytest.mark.parametrize("case", [drawn_case(), fixed_case()])
+def test_an_early_scan_that_shows_nothing_proves_no_absence(case):
+    assert early(judge(case, [], EXACT)) is None
+
+
+@pytest.mark.parametrize("case", [fixed_case(exclusive=False), fixed_case(rival=True)])
+def test_an_early_scan_does_not_adopt_an_equal_task_that_could_be_of_another(case):
+    assert early(judge(case, [task()], EXACT)) is None
+
+
+def test_an_early_scan_keeps_the_further_tasks_of_the_generation():
+    case = drawn_case(attempt(1, 11), attempt(2, 22, at=100))
+    verdict = early(judge(case, [task("a", 11, 5), task("b", 22, 101)], EXACT))
+    assert verdict is not None
+    assert [(other.task_id, number) for other, number in verdict.others] == [("b", 2)]
+
+
+def test_a_task_that_is_followed_by_now_is_not_adopted_by_an_early_scan():
+    verdict = early(judge(fixed_case(), [task("t1")], EXACT))
+    assert verdict is not None
+    assert early(still(verdict, followed={"t1"})) is None
+    assert early(still(verdict, followed={"t2"})) == verdict
 
 
 # --- clocks ------------------------------------------------------------------------------------
