@@ -64,8 +64,10 @@ class Deciders:
             "judged",
             "together",
             "still",
+            "early",
             "sighting",
             "claimed",
+            "outranked",
             "ends",
             "refusal",
         ):
@@ -165,6 +167,11 @@ class Deciders:
     def still(self, verdict: tuple, followed: frozenset[int]) -> tuple:
         return _told(resolution.still(_verdict(verdict), followed={_task_id(i) for i in followed}))
 
+    def early(self, verdict: tuple) -> tuple | None:
+        """What an early scan may decide; None: nothing."""
+        decided = resolution.early(_verdict(verdict))
+        return None if decided is None else _told(decided)
+
     def after_absence(self, wish: bool, before: int, most: int) -> Event:
         return decisions.after_absence(cancel_wished=wish, absent_before=before, max_attempts=most)
 
@@ -183,6 +190,9 @@ class Deciders:
         if match is None:
             return decisions.sighting(seen, match), m.NOBODY, 0
         return decisions.sighting(seen, match), match.sent.generation_id.int - 1, match.sent.number
+
+    def outranked(self, kind: str, recorded: str) -> bool:
+        return decisions.outranked(kind, recorded=recorded or None)
 
     def claimed(self, status: int, follows: int, task: int) -> decisions.Claimed:
         return decisions.claimed(

@@ -6,10 +6,11 @@ The service's steps mirror `worker.stages`, `models.submission`, `models.watch` 
 """
 
 from collections.abc import Iterator
+from itertools import combinations
 
 from models.decisions import Claimed, Obstacle, Sighting
 from models.lifecycle import IN_DOUBT, Event
-from tests.model.deciding import Deciders
+from tests.model.deciding import ABSENT, UNDECIDED, Deciders
 from tests.model.scenario import Scenario, Steps
 from tests.model.state import (
     ACCEPTED,
@@ -25,9 +26,12 @@ from tests.model.state import (
     Decision,
     Request,
     Resolver,
+    Row,
+    Scan,
     State,
     Task,
     Worker,
+    bare,
     put,
     without,
 )
@@ -37,8 +41,10 @@ Label = tuple
 Move = tuple[Label, State]
 
 DOUBTFUL = frozenset(STATUSES.index(status) for status in IN_DOUBT)
-KINDS = ("", "foreign", "possible", "second")
 FIXED_SEED = 7
+UNTOUCHED = Row()
+MAY_BE_UNCERTAIN = frozenset(range(len(STATUSES))) - ENDED - {RUNNING}
+"""Statuses from which a generation can be uncertain now or later."""
 
 
 class Model:
@@ -57,6 +63,7 @@ class Model:
             yield from self.poll(s, g)
             yield from self.cancel(s, g)
             yield from self.decide(s, g)
+            yield from self.presume_dead(s, g)
         for w in range(len(s.workers)):
             yield from self.work(s, w)
             yield ("crash", *s.workers[w][:3]), s._replace(workers=without(s.workers, w))
@@ -69,15 +76,47 @@ class Model:
             yield ("resolver dies", lost.gen), s._replace(resolvers=without(s.resolvers, r))
         for t in range(len(s.tasks)):
             yield from self.watch(s, t)
+        yield from self.scan(s)
+        for c in range(len(s.scans)):
+            yield from self.judge_early(s, c)
+            yield from self.decide_early(s, c)
         yield from self.carry_out(s)
         yield from self.foreign(s)
         yield from self.tick(s)
+
+    def pruned(self, s: State) -> State:
+        """Drop the processes that can change nothing any more: such states are the same."""
+        workers = [worker for worker in s.workers if self._may_write(s, worker)]
+        resolvers = [r for r in s.resolvers if s.rows[r.gen].status in MAY_BE_UNCERTAIN]
+        scans = [scan for scan in s.scans if self._may_decide(s, scan)]
+        if (
+            len(workers) == len(s.workers)
+            and len(resolvers) == len(s.resolvers)
+            and len(scans) == len(s.scans)
+        ):
+            return s
+        return s._replace(workers=tuple(workers), resolvers=tuple(resolvers), scans=tuple(scans))
+
+    def _may_write(self, s: State, worker: Worker) -> bool:
+        """Whether the worker can still write a row or a POST."""
+        g, number, phase, _, task = worker
+        row = s.rows[g]
+        if phase not in ("waiting", "refused") or not self.steps.silence_is_doubt:
+            return True
+        if task != NOBODY:
+            return row.task != task
+        return (row.status == SUBMITTING and row.attempt == number) or (
+            phase == "waiting" and any(r.gen == g and r.number == number for r in s.wire)
+        )
 
     # --- the submit stage -----------------------------------------------------------------------
 
     def intend(self, s: State, g: int) -> Iterator[Move]:
         row = s.rows[g]
         if row.status != ACCEPTED or row.attempt >= self.scenario.attempts:
+            return
+        if row == UNTOUCHED and UNTOUCHED in s.rows[:g]:
+            # Untouched generations are interchangeable: searching one of them is enough.
             return
         if not self.steps.intent_before_post:
             number = row.attempt + 1
@@ -237,6 +276,15 @@ class Model:
         towards = self.ask.taken_back(event, row.wish)
         return self._row(s, g, status=self.ask.target(towards))
 
+    def presume_dead(self, s: State, g: int) -> Iterator[Move]:
+        """Another process finds that the database session of the attempt's worker has ended.
+
+        The worker itself may be alive, in any phase, and continue.
+        """
+        row = s.rows[g]
+        if row.status == SUBMITTING:
+            yield ("presumed dead", g, row.attempt), self._doubted(s, g, row.attempt)
+
     # --- the provider ---------------------------------------------------------------------------
 
     def process(self, s: State, r: int) -> Iterator[Move]:
@@ -332,7 +380,18 @@ class Model:
             s._replace(
                 left=s.left._replace(late=late),
                 attempts=tuple(
-                    a._replace(started=a.started - 1, settle=a.settle - 1) for a in s.attempts
+                    [
+                        Attempt(
+                            a.gen,
+                            a.number,
+                            a.seed,
+                            a.drawn,
+                            a.outcome,
+                            a.started - 1,
+                            a.settle - 1,
+                        )
+                        for a in s.attempts
+                    ]
                 ),
                 tasks=tuple(
                     t._replace(created=t.created - 1, hidden=max(0, t.hidden - 1)) for t in s.tasks
@@ -370,13 +429,17 @@ class Model:
             if s.rows[g] != row:
                 yield ("silence", g, number), s
             return
+        resolver = Resolver(g, number, tuple(a.number for a in mine), self._rival(s, g))
+        yield ("resolve", g, number), s._replace(resolvers=(*s.resolvers, resolver))
+
+    def _rival(self, s: State, g: int) -> bool:
+        """Whether another generation has an open attempt that looks the same."""
+        number = s.rows[g].attempt
         fingerprints = {a.seed for a in s.attempts if a.gen == g and a.number == number}
-        rival = any(
+        return any(
             a.gen != g and a.seed in fingerprints and self.ask.is_open[a.outcome]
             for a in s.attempts
         )
-        resolver = Resolver(g, number, tuple(a.number for a in mine), rival)
-        yield ("resolve", g, number), s._replace(resolvers=(*s.resolvers, resolver))
 
     def _open(self, s: State, g: int) -> tuple[Attempt, ...]:
         return tuple(a for a in s.attempts if a.gen == g and self.ask.is_open[a.outcome])
@@ -402,11 +465,7 @@ class Model:
                 elif row.status in DOUBTFUL and self.ask.may(
                     Event.ADOPT, row.status, row.attempt, row.attempt, False
                 ):
-                    s = self._close(s, g, number, "adopted")
-                    s = self._follow(s, g, task, Event.ADOPT)
-                    for other, _ in others:
-                        s = self._stray(s, other, "second", g)
-                    yield ("adopt", g, task, number), s
+                    yield ("adopt", g, task, number), self._adopted(s, g, task, number, others)
                 else:
                     yield ("moved on", g), s
             case ("absent",):
@@ -440,28 +499,37 @@ class Model:
             return s._replace(resolvers=put(s.resolvers, r, told), left=s.left._replace(**left))
 
         g = resolver.gen
-        yield ("read", g), after(self._judged(mine, resolver, unknown))
+        yield ("read", g), after(self._judged(mine, resolver.rival, unknown))
         if not faults:
             return
         for i, (index, _) in enumerate(unknown):
             rest = without(unknown, i)
             if s.left.partial:
-                verdict = self._judged(mine, resolver, rest, complete=False)
+                verdict = self._judged(mine, resolver.rival, rest, complete=False)
                 yield ("partial", g, index), after(verdict, partial=s.left.partial - 1)
             if s.left.fooled:
-                verdict = self._judged(mine, resolver, rest)
+                verdict = self._judged(mine, resolver.rival, rest)
                 yield ("fooled", g, index), after(verdict, fooled=s.left.fooled - 1)
 
     def _judged(
         self,
         mine: tuple[Attempt, ...],
-        resolver: Resolver,
+        rival: bool,
         unknown: tuple[tuple[int, Task], ...],
         *,
         complete: bool = True,
     ) -> tuple:
-        bare = tuple((i, t._replace(hidden=0, kind="", flagged=NOBODY)) for i, t in unknown)
-        return self.ask.judged(mine, resolver.rival, bare, complete)
+        shown = tuple([(i, bare(task)) for i, task in unknown])
+        return self.ask.judged(mine, rival, shown, complete)
+
+    def _adopted(
+        self, s: State, g: int, task: int, number: int, others: tuple[tuple[int, int], ...]
+    ) -> State:
+        s = self._close(s, g, number, "adopted")
+        s = self._follow(s, g, task, Event.ADOPT)
+        for other, _ in others:
+            s = self._stray(s, other, "second", g)
+        return s
 
     def _absent(self, s: State, g: int, number: int, *, most: int) -> State:
         row = s.rows[g]
@@ -474,6 +542,98 @@ class Model:
         s = self._close(s, g, number, "absent")
         return self._row(s, g, status=self.ask.target(event), attention=False)
 
+    # --- early scans ----------------------------------------------------------------------------
+
+    def scan(self, s: State) -> Iterator[Move]:
+        """An early scan begins: it reads the newest pages, and may miss any task.
+
+        One scan serves all generations of the account. A second one at the same time would decide
+        nothing that the first one can't, as a scan changes nothing until it adopts.
+        """
+        if s.scans or not any(row.status == UNCERTAIN for row in s.rows):
+            return
+        unknown = [
+            i
+            for i, (task, followed) in enumerate(self._with_follower(s))
+            if task.hidden <= 0 and not followed
+        ]
+        for size in range(len(unknown) + 1):
+            for seen in combinations(unknown, size):
+                scan = Scan(seen)
+                if self._may_decide(s, scan):
+                    yield ("early scan", seen), s._replace(scans=(scan,))
+
+    def judge_early(self, s: State, c: int) -> Iterator[Move]:
+        """The scan is held against an uncertain generation, which may be younger than the scan."""
+        scan = s.scans[c]
+        if scan.verdict is not None:
+            return
+        seen = tuple((i, s.tasks[i]) for i in scan.seen)
+        for g, row in enumerate(s.rows):
+            if row.status != UNCERTAIN:
+                continue
+            verdict = self._judged(self._open(s, g), self._rival(s, g), seen)
+            decided = self.ask.early(verdict)
+            if decided is not None:
+                judged = Scan((), g, row.attempt, decided)
+                yield ("early verdict", g, row.attempt), s._replace(scans=put(s.scans, c, judged))
+
+    def decide_early(self, s: State, c: int) -> Iterator[Move]:
+        """The verdict of an early scan is carried out: "unknown" is judged again, and the row must
+        be uncertain under the attempt that was judged."""
+        _, g, number, verdict = s.scans[c]
+        if verdict is None:
+            return
+        s = s._replace(scans=without(s.scans, c))
+        row = s.rows[g]
+        taken = frozenset(row.task for row in s.rows if row.task != NOBODY)
+        match self.ask.still(verdict, taken):
+            case ("adopt", task, attempt, _, others):
+                if self.steps.one_follower and task in taken:
+                    yield ("too late to adopt", g, task), s
+                elif row.status == UNCERTAIN and self.ask.may(
+                    Event.ADOPT, row.status, row.attempt, number, False
+                ):
+                    s = self._adopted(s, g, task, attempt, others)
+                    yield ("early adoption", g, task, attempt), s
+                else:
+                    yield ("moved on", g), s
+            case ("absent",):
+                # Only where the rule is taken out that forbids it.
+                s = self._absent(s, g, number, most=self.scenario.attempts)
+                yield ("early absence", g, number), s
+            case _:
+                yield ("moved on", g), s
+
+    def _may_decide(self, s: State, scan: Scan) -> bool:
+        """Whether the scan can still make a difference, by the real rules."""
+        if scan.verdict is not None:
+            row = s.rows[scan.gen]
+            return row.status == UNCERTAIN and row.attempt == scan.number
+        if self.ask.early(ABSENT) is not None:
+            return True
+        taken = frozenset(row.task for row in s.rows if row.task != NOBODY)
+        return any(
+            self.ask.still(("adopt", i, 1, True, ()), taken) != UNDECIDED and self._adoptable(s, i)
+            for i in scan.seen
+        )
+
+    def _adoptable(self, s: State, i: int) -> bool:
+        """Whether an early scan could find the task to be a generation's, now or later."""
+        task = bare(s.tasks[i])._replace(created=0)
+        waiting = {g for g, row in enumerate(s.rows) if row.status in MAY_BE_UNCERTAIN}
+        attempts = [
+            Attempt(a.gen, 1, a.seed, a.drawn, None, 0, 0)
+            for a in s.attempts
+            if a.gen in waiting and self.ask.is_open[a.outcome]
+        ]
+        if self.scenario.fixed_seed and waiting:
+            attempts = [Attempt(0, 1, FIXED_SEED, False, None, 0, 0)]
+        return any(
+            self.ask.early(self.ask.judged((a,), False, ((i, task),), True)) is not None
+            for a in attempts
+        )
+
     # --- watching -------------------------------------------------------------------------------
 
     def watch(self, s: State, t: int) -> Iterator[Move]:
@@ -481,7 +641,7 @@ class Model:
         task = s.tasks[t]
         if task.hidden > 0 or not self.steps.watching or any(row.task == t for row in s.rows):
             return
-        shown = task._replace(hidden=0, kind="", flagged=NOBODY)
+        shown = bare(task)
         found = tuple((a, s.rows[a.gen].task != NOBODY) for a in s.attempts)
         kind, g, number = self.ask.sighting(shown, found)
         match kind:
@@ -623,9 +783,10 @@ class Model:
     def _stray(self, s: State, task: int, kind: str, flagged: int) -> State:
         """What is known of it already stays."""
         before = s.tasks[task]
-        if KINDS.index(before.kind) > KINDS.index(kind):
+        outranked = self.ask.outranked(kind, before.kind)
+        if outranked:
             kind = before.kind
-        if flagged == NOBODY:
+        if outranked or flagged == NOBODY:
             flagged = before.flagged
         return s._replace(tasks=put(s.tasks, task, before._replace(kind=kind, flagged=flagged)))
 

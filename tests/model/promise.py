@@ -10,6 +10,7 @@ LOST = "lost: a generation ended without the task that was made of it"
 REVIVED = "a generation that had ended moved"
 TOGETHER = "two generations that can be mistaken for each other are in doubt together"
 KNOWINGLY = "sent again though its own task was on record"
+SENT_ANYWAY = "sent for a generation that has ended or follows a task"
 ALONE = "a task is recorded as a second one beside no first"
 STUCK = "stuck: waits for ever without saying why"
 SILENT = "silent: a task of ours is neither followed nor recorded as one of ours"
@@ -23,6 +24,10 @@ def broken_by(before: State, label: Label, s: State) -> str | None:
                 return REVIVED
     if label[0] == "intend" and any(t.kind and t.gen == label[1] for t in _unfollowed(before)):
         return KNOWINGLY
+    if label[0] == "post":
+        row = before.rows[label[1]]
+        if row.status in ENDED or row.task != NOBODY:
+            return SENT_ANYWAY
     return None
 
 

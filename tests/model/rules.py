@@ -62,6 +62,14 @@ def _only_what_shows_the_seed(attempt: Attempt, task: Any, window: Window) -> bo
     return bool(task.seed == attempt.seed) and window.holds(task.created_at)
 
 
+def _whatever_the_row_is(
+    facts: decisions.SendFacts, *, intended: int, real: Any = decisions.obstacle_to_sending
+) -> str | None:
+    taken_for = replace(facts, status=Status.SUBMITTING, attempt=intended)
+    obstacle: str | None = real(taken_for, intended=intended)
+    return obstacle
+
+
 def _about_any_attempt(
     ground: decisions.Ground, *, named: int, real: Any = decisions.refuse_adoption
 ) -> decisions.Refusal | None:
@@ -122,6 +130,13 @@ RULES = (
         DRAWN,
         promise.TWICE,
         _instead(decisions, "too_old", lambda *_, **__: False),
+    ),
+    Rule(
+        "the check before the POST sees that the row was taken over",
+        "Just before the POST",
+        OPERATOR,
+        promise.SENT_ANYWAY,
+        _instead(decisions, "obstacle_to_sending", _whatever_the_row_is),
     ),
     Rule(
         "no answer is doubt, never 'not sent'",
@@ -205,6 +220,22 @@ RULES = (
         "seeds not shown",
         promise.LOST,
         _instead(resolution, "could_be", _only_what_shows_the_seed),
+    ),
+    Rule(
+        "an early scan decides presence alone",
+        "Resolving",
+        DRAWN,
+        promise.TWICE,
+        _instead(resolution, "early", lambda verdict: verdict),
+    ),
+    Rule(
+        "an early scan only adopts what no generation follows",
+        "Resolving",
+        EQUAL,
+        promise.SHARED,
+        _instead(resolution, "still", lambda verdict, *, followed: verdict),
+        # The unique index on `remote_task_id` would refuse it as well.
+        steps=Steps(one_follower=False),
     ),
     Rule(
         "absence is fenced by the attempt",

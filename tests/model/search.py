@@ -55,8 +55,10 @@ class Search:
 
     def _expand(self, s: State, queue: deque[State]) -> Violation | None:
         for label, raw in self.model.moves(s):
-            after = canonical(raw, self.model.ask.is_open)
-            what = promise.broken_by(s, label, after)
+            what = promise.broken_by(s, label, raw)
+            if what is None and raw in self.parents:
+                continue
+            after = canonical(self.model.pruned(raw), self.model.ask.is_open)
             if what is None and after in self.parents:
                 continue
             what = what or promise.broken_in(self.model, after)
@@ -84,7 +86,9 @@ class Search:
         """From here, without faults, by a fair order of steps, everything comes to rest well."""
         # Who waits for an operator is still read, slowly: once more, then it rests.
         s = begun._replace(
-            rows=tuple(row._replace(attention=False) for row in begun.rows),
+            rows=tuple(
+                row._replace(attention=False) if row.attention else row for row in begun.rows
+            ),
             decision=None,
         )
         path: list[State] = []
@@ -102,7 +106,7 @@ class Search:
                     return self._unwell(begun, wrong, labels, s)
                 break
             label, raw = step
-            after = canonical(raw, self.model.ask.is_open)
+            after = canonical(self.model.pruned(raw), self.model.ask.is_open)
             labels.append(label)
             what = promise.broken_by(s, label, after) or promise.broken_in(self.model, after)
             if what is not None:
@@ -129,6 +133,8 @@ class Search:
             yield from model.tick(s)
         for t in range(len(s.tasks)):
             yield from model.watch(s, t)
+        for c in range(len(s.scans)):
+            yield from model.decide_early(s, c)
         for r, resolver in enumerate(s.resolvers):
             if model._enough(resolver):
                 yield from model.resolve(s, r)

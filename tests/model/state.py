@@ -93,6 +93,17 @@ class Resolver(NamedTuple):
     verdicts: tuple[tuple, ...] = ()
 
 
+class Scan(NamedTuple):
+    """An early scan of the newest pages: what it read, then its verdict on one generation."""
+
+    seen: tuple[int, ...]
+    """The tasks that it showed and that no generation followed then."""
+    gen: int = NOBODY
+    number: int = 0
+    verdict: tuple | None = None
+    """None until a generation is judged."""
+
+
 class Decision(NamedTuple):
     """What an operator has made up their mind about."""
 
@@ -128,9 +139,15 @@ class State(NamedTuple):
     workers: tuple[Worker, ...] = ()
     wire: tuple[Request, ...] = ()
     resolvers: tuple[Resolver, ...] = ()
+    scans: tuple[Scan, ...] = ()
     decision: Decision | None = None
     excused: bool = False
     """A hole that is named openly was used: two tasks may exist, but must be flagged."""
+
+
+def bare(task: Task) -> Task:
+    """The task as the provider shows it, without what the service has recorded of it."""
+    return Task(task.gen, task.number, task.seed, task.created, 0, task.ended)
 
 
 def put(items: tuple, index: int, value: object) -> tuple:
@@ -143,18 +160,23 @@ def without(items: tuple, index: int) -> tuple:
 
 def canonical(state: State, is_open: dict[str | None, bool]) -> State:
     """The one state that stands for all which differ only in what nothing depends on."""
+    if not state.attempts:
+        return state
     followed = {row.task for row in state.rows}
-    past = sorted(
-        {
-            time
-            for attempt in state.attempts
-            if is_open[attempt.outcome]
-            for time in (attempt.started, attempt.settle)
-            if time < 0
-        }
-        | {t.created for i, t in enumerate(state.tasks) if i not in followed and t.created < 0}
-    )
-    place = {time: i - len(past) for i, time in enumerate(past)}
+    for scan in state.scans:
+        # A generation may still be judged by what the scan read: the times count.
+        followed.difference_update(scan.seen)
+    past = set()
+    for a in state.attempts:
+        if is_open[a.outcome]:
+            if a.started < 0:
+                past.add(a.started)
+            if a.settle < 0:
+                past.add(a.settle)
+    for i, t in enumerate(state.tasks):
+        if t.created < 0 and i not in followed:
+            past.add(t.created)
+    place = {time: i - len(past) for i, time in enumerate(sorted(past))}
     return State(
         state.rows,
         state.left,
@@ -168,6 +190,7 @@ def canonical(state: State, is_open: dict[str | None, bool]) -> State:
         _sorted(state.workers),
         _sorted(state.wire),
         _sorted(state.resolvers),
+        state.scans,
         state.decision,
         state.excused,
     )

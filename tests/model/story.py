@@ -36,6 +36,11 @@ WORDS = {
     "moved on": "{0}: has moved on meanwhile",
     "absent": "{0}: no task is found of attempt {1}",
     "undecided": "{0}: undecided, an operator is asked",
+    "early scan": "an early scan reads the newest pages, they show {0}",
+    "early verdict": "{0}: attempt {1} is judged by the early scan",
+    "early adoption": "{0}: adopts {1} for attempt {2}, which the early scan found",
+    "early absence": "{0}: the early scan is taken as proof that attempt {1} made no task",
+    "presumed dead": "{0}: the worker of attempt {1} is presumed dead, it becomes uncertain",
     "watch": "the watch meets {0}: {1}",
     "cancel": "{0}: its cancel is asked for",
     "operator": "an operator looks at {1}, attempt {2}, and means to {0}",
@@ -51,6 +56,8 @@ _TASKS = {
     "fooled": (1,),
     "adopt": (1,),
     "too late to adopt": (1,),
+    "early scan": (0,),
+    "early adoption": (1,),
     "watch": (0,),
 }
 _GENERATION_SECOND = ("operator", "decision", "decision refused")
@@ -61,14 +68,16 @@ def told(label: Label) -> str:
     name, *about = label
     if name == "at once":
         return f"an operator decides at once: {told(tuple(about))}"
-    words = [
-        f"task {chr(ord('P') + value)}" if i in _TASKS.get(name, ()) else value
-        for i, value in enumerate(about)
-    ]
+    words = [_tasks(value) if i in _TASKS.get(name, ()) else value for i, value in enumerate(about)]
     if about and 0 not in _TASKS.get(name, ()):
         place = 1 if name in _GENERATION_SECOND else 0
         words[place] = f"generation {chr(ord('A') + about[place])}"
     return WORDS[name].format(*words)
+
+
+def _tasks(about: int | tuple[int, ...]) -> str:
+    indices = about if isinstance(about, tuple) else (about,)
+    return " and ".join(f"task {chr(ord('P') + i)}" for i in indices) or "no task"
 
 
 def story(scenario: Scenario, violation: Violation) -> str:
