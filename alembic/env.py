@@ -13,8 +13,10 @@ from models import (  # noqa: F401  (for the metadata)
     observing,
     operating,
     secret_files,
+    workers,
 )
 from models.database import direct_dsn, make_engine
+from models.flow_control import table  # noqa: F401  (likewise)
 from models.tables import Base
 
 # Workers go on while a migration runs. Waiting long for a lock would queue them all behind it:

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Row, text
 from models import budgets
 from models.operating.pauses import paused_sql
 from models.tables import LIVE_SQL
-from models.wait_reasons import DELAYED_BY_BREAKER_SQL, WaitReason
+from models.wait_reasons import MAY_BE_SHORT_SQL, WaitReason
 
 FAIR_AFTER = 600.0
 """Seconds after which a generation that waits for credits has them saved up for it."""
@@ -142,8 +142,7 @@ _TELL = text(
         SELECT id, estimated_cost > :free AS is_short FROM generations
         WHERE status = 'accepted' AND blocked_by IS NULL AND NOT {paused_sql("generations.tenant")}
           AND CASE WHEN estimated_cost > :free
-              THEN due_at <= now() AND (wait_reason IS NULL OR {_SHORT}
-                                        OR {DELAYED_BY_BREAKER_SQL})
+              THEN due_at <= now() AND {MAY_BE_SHORT_SQL}
               ELSE {_SHORT} END
         ORDER BY (wait_reason IS NULL) DESC, priority DESC, created_at
         LIMIT {_TOLD_AT_ONCE} FOR UPDATE SKIP LOCKED

@@ -50,8 +50,8 @@ class IntentFacts:
     late: bool = False
     """Its deadline has passed."""
     cancel_wished: bool = False
-    gate: Wait | None = None
-    """A pause, a closed gate that it does not pass, or too many that are at work."""
+    hold: Wait | None = None
+    """A pause, an open breaker, throttling, or as many tasks at work as fit."""
     own_task: str | None = None
     """A remote task that nobody follows and that may be this generation's (`may_be_own`)."""
     called_back: bool = False
@@ -65,10 +65,10 @@ class Obstacle(StrEnum):
 
     LATE = "late"
     CANCELLED = "cancelled"
-    GATE = "gate"
+    HOLD = "hold"
     OWN_TASK = "own task"
     CALLED_BACK = "called back"
-    HELD = "held"
+    EQUAL = "equal"
 
 
 def obstacle_to_intent(facts: IntentFacts) -> Obstacle | None:
@@ -77,13 +77,13 @@ def obstacle_to_intent(facts: IntentFacts) -> Obstacle | None:
         return Obstacle.LATE
     if facts.cancel_wished:
         return Obstacle.CANCELLED
-    if facts.gate is not None:
-        return Obstacle.GATE
+    if facts.hold is not None:
+        return Obstacle.HOLD
     if facts.own_task is not None:
         return Obstacle.OWN_TASK
     if facts.called_back:
         return Obstacle.CALLED_BACK
-    return Obstacle.HELD if facts.holder is not None else None
+    return Obstacle.EQUAL if facts.holder is not None else None
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,8 @@ class SendFacts:
     """None: the row is gone."""
     attempt: int
     cancel_wished: bool = False
-    pause: Wait | None = None
-    """An operator's."""
-    gate: Wait | None = None
+    hold: Wait | None = None
+    """A pause, an open breaker, throttling or an outage."""
     called_back: bool = False
     """An earlier attempt was: its remote task exists."""
     late: bool = False
@@ -158,9 +157,7 @@ def obstacle_to_sending(facts: SendFacts, *, intended: int) -> Wait | None:
         return retry("an earlier attempt was called back")
     if facts.late:
         return retry("deadline passed")
-    if facts.pause is not None:
-        return facts.pause
-    return facts.gate
+    return facts.hold
 
 
 def too_old(age: float, *, send_budget: float) -> bool:
@@ -180,14 +177,21 @@ def taken_back(event: Event, *, cancel_wished: bool) -> Event:
 
 
 def after_absence(
-    *, cancel_wished: bool, absent_before: int, max_attempts: int, counts: bool = True
+    *,
+    cancel_wished: bool,
+    absent_before: int,
+    max_attempts: int,
+    counts: bool = True,
+    too_long: bool = False,
 ) -> Event:
-    """Complete readings showed no task of any attempt: sent again, ended as wished, or given up.
+    """Return what follows from complete readings that showed no task of any attempt.
 
-    Only attempts that ended this way count against `max_attempts`; refusals burn none, and
-    neither does one that the provider had too many tasks for (`counts` says so of the latest).
+    It is sent again, cancelled if that was asked for, or failed: after `max_attempts` lost answers
+    that ended this way (`counts`: the latest is one), or `too_long` after its first attempt.
+    Failures that the provider itself named are bounded in time, not in number: where half of all
+    submits fail, five in a row are ordinary.
     """
-    exhausted = counts and absent_before + 1 >= max_attempts
+    exhausted = too_long or (counts and absent_before + 1 >= max_attempts)
     return taken_back(Event.EXHAUST if exhausted else Event.ABSENT, cancel_wished=cancel_wished)
 
 
@@ -205,6 +209,22 @@ def settled(settle_in: Iterable[float]) -> bool:
     `settle_in`: seconds until `settle_at` of each.
     """
     return all(seconds <= 0 for seconds in settle_in)
+
+
+EARLY_SCAN = 2.0
+"""Seconds after an outcome became uncertain until its remote task is first searched for."""
+
+
+def next_search(uncertain_for: float, *, settle_in: float, list_lag: float) -> float:
+    """Return the seconds until the remote task of an uncertain attempt is searched for next.
+
+    Early, since a task that exists mostly shows at once; once more when the list can lag no
+    longer; then when the attempt has settled, which alone can show that there is none.
+    """
+    for after in (EARLY_SCAN, list_lag):
+        if uncertain_for < after:
+            return min(after - uncertain_for, max(0.0, settle_in))
+    return max(0.0, settle_in)
 
 
 # --- watching ----------------------------------------------------------------------------------

@@ -9,13 +9,16 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, func, select
 
-from models import gates, schedule
 from models.artifacts import Artifact, Kind
 from models.base import table_of
+from models.flow_control import breakers
+from models.flow_control import state as flow_state
+from models.flow_control.report import Limit, limits
+from models.flow_control.state import FlowState
 from models.lifecycle import LIVE, TERMINAL, Status
 from models.operating import pauses
 from models.operating.pauses import PauseView
-from models.tables import Gate, Generation, GenerationEvent, StrayTask, SubmitAttempt
+from models.tables import Generation, GenerationEvent, StrayTask, SubmitAttempt
 from models.wait_reasons import WaitReason, sentence
 
 g = table_of(Generation).c
@@ -192,10 +195,11 @@ class Summary:
     blocked: int
     oldest_due_seconds: float
     """How late the most overdue live generation is; 0 with none overdue."""
-    gates: dict[str, str]
-    """The closed gates, and why."""
-    slowed: tuple[str, ...]
-    """What else lets fewer in than usual."""
+    breakers: dict[str, str]
+    """The open circuit breakers, and why."""
+    limits: tuple[Limit, ...]
+    """What else limits submission."""
+    flow: FlowState
     pauses: tuple[PauseView, ...] = ()
     """What operators hold back."""
 
@@ -225,28 +229,15 @@ def summary(conn: Connection, *, ended: Mapping[Status, int] | None = None) -> S
         conn.execute(select(func.count()).select_from(Generation).where(*which)).scalar_one()
         for which in ([g.attention.is_not(None)], [waiting, g.blocked_by.is_not(None)])
     )
-    closed = conn.execute(
-        select(Gate.name, Gate.reason).where(
-            Gate.closed_at.is_not(None),
-            (Gate.opens_at.is_(None)) | (Gate.opens_at > func.now()),
-        )
-    )
+    flow = flow_state.read(conn)
     return Summary(
         by_status,
         in_flight,
         attention,
         blocked,
         max(0.0, float(overdue or 0)),
-        {name: reason or "" for name, reason in closed},
-        slowed(conn),
+        {str(one.name): one.reason for one in breakers.read(conn).open},
+        tuple(limits(conn, flow)),
+        flow,
         pauses.known(conn),
-    )
-
-
-def slowed(conn: Connection) -> tuple[str, ...]:
-    """What lets fewer in than usual, while no gate is closed."""
-    reopening, limit = gates.reopening(conn), schedule.learned(conn)
-    return (
-        *([] if reopening is None or reopening.done else [str(reopening)]),
-        *([] if limit is None else [f"the provider takes {limit} tasks at a time"]),
     )

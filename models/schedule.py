@@ -20,6 +20,7 @@ from sqlalchemy import (
     Row,
     Select,
     bindparam,
+    exists,
     func,
     or_,
     select,
@@ -27,25 +28,22 @@ from sqlalchemy import (
     tuple_,
     update,
 )
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from models import gates, transitions
+from models import transitions
 from models.base import table_of
 from models.credit import Purse
-from models.lifecycle import IN_DOUBT, LIVE, Status
+from models.flow_control import state as flow_state
+from models.flow_control.breakers import any_open
+from models.lifecycle import IN_DOUBT, Status
 from models.observing.turns import BY_LIST, LIVE_ONES
 from models.operating.pauses import paused_sql
-from models.tables import LIVE_SQL, Generation, LearnedLimit, SubmitAttempt
+from models.tables import LIVE_SQL, Generation
 from models.transitions import in_seconds
 from models.transitions.core import LOCK_ORDER, in_given
 from models.wait_reasons import Wait, WaitReason
 
 g = table_of(Generation).c
-_limits = table_of(LearnedLimit)
-_a = table_of(SubmitAttempt).c
-
-IN_FLIGHT = "in_flight"
 
 CHANNEL = "seedance_due"
 """NOTIFY on this channel says that something may be due: dispatchers LISTEN to it."""
@@ -79,6 +77,11 @@ class Claim:
     lease: int
     stage: Stage
     tries: int
+
+    @property
+    def held(self) -> tuple[uuid.UUID, int]:
+        """Its id and lease."""
+        return self.id, self.lease
 
 
 def stage_of(status: Status, *, needs_upload: bool) -> Stage:
@@ -122,7 +125,12 @@ def _claiming(by_list: bool) -> ReturningUpdate[Any]:
     return (
         update(table_of(Generation))
         .where(g.id == due.c.id)
-        .values(lease=g.lease + 1, due_at=in_given("leased_for"))
+        .values(
+            lease=g.lease + 1,
+            due_at=in_given("leased_for"),
+            leased_until=in_given("leased_for"),
+            claimed_by=None,
+        )
         .returning(g.id, g.lease, g.status, g.tries, _NEEDS_UPLOAD)
     )
 
@@ -131,9 +139,9 @@ def _one_by_one(by_list: bool) -> list[ColumnElement[bool]]:
     return [~BY_LIST] if by_list else []
 
 
-def release(conn: Connection, claims: Sequence[Claim], *, seconds: float) -> None:
-    """Give claims back that could not be handed on: due again soon, not at the lease's end."""
-    held = select(g.id).where(tuple_(g.id, g.lease).in_([(c.id, c.lease) for c in claims]))
+def release(conn: Connection, claims: Sequence[tuple[uuid.UUID, int]], *, seconds: float) -> None:
+    """Give claims (id and lease) back: due again soon, not at the lease's end."""
+    held = select(g.id).where(tuple_(g.id, g.lease).in_(claims))
     locked = held.where(g.finished_at.is_(None)).order_by(*LOCK_ORDER).with_for_update().cte()
     conn.execute(
         update(table_of(Generation)).where(g.id == locked.c.id).values(due_at=in_seconds(seconds))
@@ -201,10 +209,11 @@ def admit(
     ceiling: Decimal | None,
     open_purse: Callable[[Connection], Purse] | None = None,
 ) -> list[Claim] | None:
-    """Let waiting generations into free slots: by priority, then by turns between tenants.
+    """Admit waiting generations to free slots: by priority, then by turns between tenants.
 
-    `ceiling` bounds the estimated cost while the credit gate is closed; `open_purse` is asked,
-    under the lock and only if something waits, for what may be spent at all. One process admits
+    Flow control bounds how many; `ceiling` bounds the estimated cost while the credit breaker is
+    open; `open_purse` is asked, under the lock and only if something waits, for
+    what may be spent at all. One process admits
     at a time; another finds the lock taken and gets None. A generation whose fingerprint
     another holds, or an older one waits for, stays accepted and shows `blocked_by`.
     """
@@ -215,13 +224,15 @@ def admit(
     standing = conn.execute(_STANDING).one()
     if standing.late:
         transitions.lapse_waiting(conn)
-    free = min(limit, max_in_flight - standing.in_flight)
+    flow = flow_state.read(conn)
+    slots = max_in_flight
+    if flow.concurrency is not None:
+        slots = min(slots, flow.concurrency.value)
+    free = min(limit, slots - standing.in_flight)
     if ceiling is not None and ceiling < 0:
-        free = 0  # a gate is closed for everything: don't read all that waits to find nothing
-    if free > 0 and standing.reopening:
-        reopening = gates.reopening(conn)
-        if reopening is not None and not reopening.done:
-            free = min(free, reopening.allowed_now - _about_to_send(conn))
+        free = 0  # nothing passes the breakers: don't read all that waits to find nothing
+    if free > 0 and (allowed := flow_state.allowance(conn, flow)) is not None:
+        free = min(free, allowed.count)
     claims: list[Claim] = []
     looking = free
     purse: Purse | None = None
@@ -291,7 +302,11 @@ def _admitted(
     ]
 
 
-_SLOTS_IN_USE = f"SELECT count(*) FROM generations WHERE {LIVE_SQL} AND attention IS NULL"  # noqa: S608
+# What is uncertain holds no slot: most likely there is no task of it, and it waits for long.
+_SLOTS_IN_USE = (
+    f"SELECT count(*) FROM generations WHERE {LIVE_SQL} AND status <> '{Status.UNCERTAIN}'"  # noqa: S608
+    " AND attention IS NULL"
+)
 
 _TAKE_LOCK = select(func.pg_try_advisory_xact_lock(_ADMISSION_LOCK))
 
@@ -299,12 +314,10 @@ _STANDING = text(
     f"""
     SELECT ({_SLOTS_IN_USE}) AS in_flight,
            EXISTS (SELECT FROM generations
-                   WHERE status = 'accepted' AND deadline_at <= now()) AS late,
-           EXISTS (SELECT FROM gates
-                   WHERE name = 'backoff' AND opens_at <= clock_timestamp()) AS reopening
+                   WHERE status = 'accepted' AND deadline_at <= now()) AS late
     """  # noqa: S608  (built from constants of this package)
 )
-"""What an admission begins with: slots in use, and whether there is more to look at."""
+"""What an admission begins with: slots in use, and whether deadlines have passed."""
 
 
 @dataclass(frozen=True)
@@ -312,44 +325,36 @@ class Waits:
     """Whether there is anything for an admission to do, and what it must know before."""
 
     accepted: bool
-    """Something waits to be let in, or its deadline to pass."""
+    """Something waits to be admitted, or its deadline to pass."""
     undecided: bool
     """Something of it awaits a decision (`submission.look_again`)."""
-    held: bool
-    """A gate is closed."""
-    limit: int | None
-    """The learned one."""
+    breaker: bool
+    """A breaker is open."""
 
 
-_WAITS = text(
-    f"""
-    SELECT EXISTS (SELECT FROM generations WHERE status = 'accepted') AS accepted,
-           EXISTS (SELECT FROM generations WHERE attention IS NOT NULL AND status = 'accepted'
-                   AND wait_reason = '{WaitReason.OPERATOR}' AND due_at <= now()) AS undecided,
-           EXISTS (SELECT FROM gates WHERE closed_at IS NOT NULL) AS held,
-           (SELECT value FROM learned_limits WHERE name = '{IN_FLIGHT}') AS limit
-    """  # noqa: S608
+_WAITS = select(
+    exists().where(g.status == text("'accepted'")).label("accepted"),
+    exists()
+    .where(
+        g.attention.is_not(None),
+        g.status == text("'accepted'"),
+        g.wait_reason == str(WaitReason.OPERATOR),
+        g.due_at <= func.now(),
+    )
+    .label("undecided"),
+    any_open().label("breaker"),
 )
 
 
 def waits(conn: Connection) -> Waits:
-    """Look whether an admission has anything to do: where nothing waits that is all it costs."""
+    """Return whether an admission has anything to do: where nothing waits that is all it costs."""
     row = conn.execute(_WAITS).one()
-    return Waits(row.accepted, row.undecided, row.held, row.limit)
+    return Waits(row.accepted, row.undecided, row.breaker)
 
 
 def in_flight(conn: Connection) -> int:
     """How many generations hold a slot."""
     return int(conn.execute(text(_SLOTS_IN_USE)).scalar_one())
-
-
-def _about_to_send(conn: Connection) -> int:
-    """How many were let in and have nothing left to upload: their POST comes next."""
-    return conn.execute(
-        select(func.count())
-        .select_from(Generation)
-        .where(g.status == Status.UPLOADING, g.attention.is_(None), ~_needs_upload)
-    ).scalar_one()
 
 
 def next_due_in(conn: Connection, *, within: float = 3600.0, by_list: bool = False) -> float | None:
@@ -375,154 +380,28 @@ WAKE = func.pg_notify(CHANNEL, "")
 """Tells the dispatchers, once its transaction commits, that something may be due."""
 
 
+_WAKE_IF_WAITING = select(WAKE).where(
+    exists().where(g.status == text("'accepted'"), g.due_at <= func.now())
+)
+
+
+def wake_if_waiting(conn: Connection) -> None:
+    """Notify the dispatchers of a free slot on commit, if a generation waits for one."""
+    conn.execute(_WAKE_IF_WAITING)
+
+
 def wake(conn: Connection) -> None:
     """Tell the dispatchers, once this transaction commits, that something may be due."""
     conn.execute(select(WAKE))
 
 
-# --- the limit that the provider teaches -------------------------------------------------------
-
-
-RAISE_AFTER = 30.0
-"""Seconds without a refusal after which a learned limit is raised, to see whether it may."""
-
-RAISE_SELDOM = 3600.0
-"""At most so many seconds, when what it was raised to is refused again and again."""
-
-
-@dataclass(frozen=True)
-class Limit:
-    """A learned limit."""
-
-    value: int
-    refused: int
-    """The latest value under which there was a refusal: so many were too many then."""
-    pause: float
-    """Seconds between two raises while `refused` has not been passed."""
-
-    @property
-    def raise_in(self) -> float:
-        """Seconds from its last change until it may be raised."""
-        return RAISE_AFTER if self.value >= self.refused else self.pause
-
-    @property
-    def raised(self) -> int:
-        """What it is raised to: one more, to try again what was refused; more by half once that
-        holds, since what refused it then is over.
-        """
-        return self.value + (1 if self.value < self.refused else max(1, self.value // 2))
-
-    def refuse(self, present: int, *, fresh: bool) -> "Limit":
-        """After a refusal, with `present` others at the provider or on their way: never under 1.
-
-        `fresh`: it was sent under this very limit, which is then too high. One that was sent
-        before (of the crowd that found the limit) only shows how many fit beside it.
-        """
-        value = max(1, min(self.value - 1 if fresh else self.value, present))
-        if not fresh:
-            return Limit(value, value + 1, self.pause)
-        # What a provider refuses again and again is tried less and less often: each refusal
-        # leaves a generation in doubt (protocol.md, "Answers").
-        again = self.value <= self.refused
-        pause = min(RAISE_SELDOM, self.pause * 2) if again else RAISE_AFTER
-        return Limit(value, max(self.value, value + 1), pause)
-
-
-def learned(conn: Connection) -> int | None:
-    """The limit that CONCURRENCY_LIMIT_REACHED taught, if it did."""
-    return conn.execute(
-        select(_limits.c.value).where(_limits.c.name == IN_FLIGHT)
-    ).scalar_one_or_none()
-
-
-def any_learned() -> ColumnElement[bool]:
-    """Whether the provider taught a limit."""
-    return select(_limits.c.name).where(_limits.c.name == IN_FLIGHT).exists()
-
-
-def sent(conn: Connection) -> int:
-    """How many may have a remote task at work."""
+def at_work(conn: Connection) -> int:
+    """Return how many generations may have a remote task at work."""
     return conn.execute(
         select(func.count())
         .select_from(Generation)
-        .where(g.status.in_(sorted(LIVE - {Status.UPLOADING})), g.attention.is_(None))
+        .where(g.status.in_((Status.SUBMITTING, Status.RUNNING)), g.attention.is_(None))
     ).scalar_one()
-
-
-def learned_limit(conn: Connection, configured: int) -> int:
-    """`max_in_flight` as learned from CONCURRENCY_LIMIT_REACHED: never above the setting."""
-    value = learned(conn)
-    return configured if value is None else min(configured, value)
-
-
-def learn_lower(conn: Connection, generation_id: uuid.UUID, attempt: int) -> int:
-    """The provider refused this attempt as one too many. Returns the limit learned from it."""
-    present = conn.execute(
-        select(func.count())
-        .select_from(Generation)
-        .where(
-            g.status.in_((Status.RUNNING, Status.SUBMITTING)),
-            g.attention.is_(None),
-            g.id != generation_id,
-        )
-    ).scalar_one()
-    first = Limit(max(1, present), max(1, present) + 1, RAISE_AFTER)
-    made = conn.execute(
-        insert(LearnedLimit)
-        .values(name=IN_FLIGHT, value=first.value, refused=first.refused, pause=first.pause)
-        .on_conflict_do_nothing(index_elements=[_limits.c.name])
-        .returning(_limits.c.name)
-    )
-    if made.first() is not None:
-        return first.value
-    row = conn.execute(
-        select(_limits.c.value, _limits.c.refused, _limits.c.pause, _limits.c.changed_at)
-        .where(_limits.c.name == IN_FLIGHT)
-        .with_for_update()
-    ).one_or_none()
-    if row is None:
-        return first.value  # forgotten in this moment: the next refusal says it again
-    fresh = conn.execute(
-        select(_a.started_at >= row.changed_at).where(
-            _a.generation_id == generation_id, _a.number == attempt
-        )
-    ).scalar_one()
-    limit = Limit(row.value, row.refused, row.pause).refuse(present, fresh=fresh)
-    conn.execute(
-        update(_limits)
-        .where(_limits.c.name == IN_FLIGHT)
-        .values(value=limit.value, refused=limit.refused, pause=limit.pause, changed_at=func.now())
-    )
-    return limit.value
-
-
-def relax(conn: Connection, configured: int) -> None:
-    """Allow more again, when every slot has been in use without a refusal for long enough.
-
-    Slots that nobody used prove nothing. At the setting the limit is forgotten.
-    """
-    row = conn.execute(
-        select(
-            _limits.c.value,
-            _limits.c.refused,
-            _limits.c.pause,
-            func.extract("epoch", func.now() - _limits.c.changed_at).label("age"),
-        )
-        .where(_limits.c.name == IN_FLIGHT)
-        .with_for_update(skip_locked=True)
-    ).one_or_none()
-    if row is None:
-        return
-    limit = Limit(row.value, row.refused, row.pause)
-    mine = _limits.c.name == IN_FLIGHT
-    if limit.value >= configured:
-        conn.execute(_limits.delete().where(mine))
-    elif row.age >= limit.raise_in and in_flight(conn) >= limit.value:
-        conn.execute(
-            update(_limits)
-            .where(mine)
-            .values(value=min(limit.raised, configured), changed_at=func.now())
-        )
 
 
 # --- backoff -----------------------------------------------------------------------------------

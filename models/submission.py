@@ -1,23 +1,16 @@
 """The intent to submit: everything protocol.md asks before a POST, in one transaction."""
 
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import (
     BigInteger,
-    Boolean,
     Connection,
-    Integer,
-    Interval,
-    Text,
-    Uuid,
-    any_,
     bindparam,
-    column,
     exists,
     func,
     or_,
@@ -25,9 +18,9 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
+from sqlalchemy.dialects.postgresql import insert
 
-from models import callbacks, gates, ledger, schedule, transitions
+from models import callbacks, ledger, schedule, transitions
 from models.base import table_of
 from models.decisions import (
     IntentFacts,
@@ -40,6 +33,10 @@ from models.decisions import (
     obstacle_to_sending,
     outranked,
 )
+from models.flow_control import breakers, evidence
+from models.flow_control import state as flow_state
+from models.flow_control.state import FlowState
+from models.flow_control.table import DEFAULT_ACCOUNT, FlowControl
 from models.lifecycle import IN_DOUBT, Note, Status
 from models.marks import draw_seed, fingerprint, producer_seed
 from models.observing.usual import Kind, kind_of
@@ -58,8 +55,8 @@ UNDECIDED_RECHECK = 300.0
 _LOOK_AGAIN = 20
 """At most so many of them at a time."""
 
-HELD_RECHECK = 5.0
-"""Seconds a generation is put back for when a gate closed after its admission."""
+HOLD_RECHECK = 1.0
+"""Seconds until a generation is admitted again that flow control held after its admission."""
 
 
 FORGOTTEN = timedelta(days=1)
@@ -92,7 +89,9 @@ class Intent:
     seed: int
     estimate: Decimal
     kind: Kind | None = None
-    """What tells how long its task usually takes."""
+    """Which usual duration its task has."""
+    probe: bool = False
+    """It probes an outage: sent although the others are held."""
 
 
 @dataclass(frozen=True)
@@ -112,196 +111,104 @@ class Wanted:
     """Of the secret in the address that the provider is to call back, if any."""
 
 
-_WANTED = (
-    func.jsonb_to_recordset(bindparam("wanted", type_=JSONB))
-    .table_valued(column("id", Uuid), column("lease", BigInteger), name="wanted")
-    .render_derived(with_types=True)
+_WITH_FLOW = table_of(Generation).outerjoin(
+    table_of(FlowControl), table_of(FlowControl).c.account == DEFAULT_ACCOUNT
 )
 
-_FREE = (
-    select(g.id, g.lease, g.request, g.estimated_cost)
-    .where(
-        g.id == _WANTED.c.id,
-        g.lease == _WANTED.c.lease,
-        g.status == Status.UPLOADING,
-        # Of an earlier attempt a task may exist, or a callback have come.
-        g.attempt == 0,
-        g.cancel_requested_at.is_(None),
-        or_(g.deadline_at.is_(None), g.deadline_at > func.now()),
-        ~pauses.holds(g.tenant),
-        ~gates.any_closed(),
-        ~schedule.any_learned(),
+_TAKEN = or_(
+    exists().where(a.seed == bindparam("seed", type_=BigInteger)),
+    exists().where(s.seed == bindparam("seed", type_=BigInteger)),
+)
+"""Whether some attempt had this seed, or some remote task showed it."""
+
+_FACTS = (
+    select(
+        g.request,
+        g.estimated_cost,
+        g.attempt,
+        g.cancel_requested_at,
+        g.tenant,
+        pauses.holds(g.tenant).label("paused"),
+        (g.deadline_at <= func.now()).label("late"),
+        breakers.any_open().label("breaker"),
+        _TAKEN.label("taken"),
+        *flow_state.COLUMNS,
     )
-    .order_by(*transitions.LOCK_ORDER)
+    .select_from(_WITH_FLOW)
+    .where(
+        g.id == bindparam("id"),
+        g.lease == bindparam("held"),
+        g.status == text(f"'{Status.UPLOADING}'"),
+    )
     .with_for_update(of=table_of(Generation))
 )
-
-
-def begin_free(conn: Connection, wanted: Sequence[Wanted], timing: Timing) -> list[Intent]:
-    """`uploading → submitting` for those that nothing at all can stand in the way of.
-
-    They are on their first attempt, with a seed of ours, while no gate is closed, no limit learned
-    and their tenant not paused. The others stay as they are, for `begin` to look at each.
-
-    Raises sqlalchemy.exc.IntegrityError as `begin` does.
-    """
-    asked = [{"id": str(one.generation_id), "lease": one.lease} for one in wanted]
-    rows = conn.execute(_FREE, {"wanted": asked}).all()
-    rows = [row for row in rows if producer_seed(row.request) is None]
-    digests = {one.generation_id: one.callback_digest for one in wanted}
-    seeds = _fresh_seeds(conn, len(rows))
-    return _intend(
-        conn,
-        [
-            _Attempt(
-                row.id, row.lease, 1, row.request, row.estimated_cost, seed, True, digests[row.id]
-            )
-            for row, seed in zip(rows, seeds, strict=True)
-        ],
-        timing,
-    )
 
 
 def begin(conn: Connection, wanted: Wanted, timing: Timing) -> Intent | Held:
     """`uploading → submitting`, or why not.
 
-    Raises sqlalchemy.exc.IntegrityError when an equal generation took the fingerprint at the
-    same moment: roll back and call it again.
+    Raises sqlalchemy.exc.IntegrityError when an equal generation took the fingerprint, or another
+    attempt the seed, at the same moment: roll back and call it again.
     """
     generation_id, lease = wanted.generation_id, wanted.lease
-    row = conn.execute(
-        select(
-            g.request,
-            g.estimated_cost,
-            g.attempt,
-            g.cancel_requested_at,
-            g.tenant,
-            pauses.holds(g.tenant).label("paused"),
-            (g.deadline_at <= func.now()).label("late"),
-        )
-        .where(g.id == generation_id, g.lease == lease, g.status == Status.UPLOADING)
-        .with_for_update()
-    ).one_or_none()
+    drawn = draw_seed()
+    given = {"id": generation_id, "held": lease, "seed": drawn}
+    row = conn.execute(_FACTS, given).one_or_none()
     if row is None:
         return Held("lease lost")
+    flow = flow_state.of_row(row)
     fixed = producer_seed(row.request)
+    earlier = row.attempt > 0
     facts = IntentFacts(
         late=bool(row.late),
         cancel_wished=row.cancel_requested_at is not None,
-        gate=_paused(conn, row) or _held_back(conn, row.estimated_cost),
-        own_task=_own_task(conn, generation_id),
-        called_back=row.attempt > 0 and bool(callbacks.hints(conn, generation_id)),
+        hold=_paused(conn, row) or _flow_hold(conn, row, flow),
+        # Of an earlier attempt a task may exist, or a callback have come.
+        own_task=_own_task(conn, generation_id) if earlier else None,
+        called_back=earlier and bool(callbacks.hints(conn, generation_id)),
         holder=None
         if fixed is None
         else fingerprint_holder(conn, fingerprint(row.request, fixed), fixed, generation_id),
     )
     obstacle = obstacle_to_intent(facts)
+    if obstacle is None and flow.outage_age is not None and not evidence.take_probe(conn, flow):
+        facts = replace(facts, hold=_OUTAGE)
+        obstacle = Obstacle.HOLD
     if obstacle is not None:
         return _hold(conn, generation_id, lease, obstacle, facts)
 
-    [seed] = _fresh_seeds(conn, 1) if fixed is None else [fixed]
-    attempt = _Attempt(
+    seed = fixed
+    if seed is None:
+        seed = _fresh_seed(conn) if row.taken else drawn
+    intending = transitions.Intending(
         generation_id,
         lease,
         row.attempt + 1,
-        row.request,
-        row.estimated_cost,
+        fingerprint(row.request, seed),
         seed,
         fixed is None,
         wanted.callback_digest,
     )
-    [intent] = _intend(conn, [attempt], timing)
-    return intent
-
-
-@dataclass(frozen=True)
-class _Attempt:
-    """One that is about to be intended: its row is locked and was checked."""
-
-    generation_id: uuid.UUID
-    lease: int
-    number: int
-    request: Mapping[str, Any]
-    estimate: Decimal
-    seed: int
-    drawn: bool
-    digest: bytes | None
-
-    @property
-    def mark(self) -> str:
-        return fingerprint(self.request, self.seed)
-
-
-_ATTEMPTS = (
-    func.jsonb_to_recordset(bindparam("attempts", type_=JSONB))
-    .table_valued(
-        column("id", Uuid),
-        column("number", Integer),
-        column("seed", BigInteger),
-        column("drawn", Boolean),
-        column("mark", Text),
-        column("digest", Text),
-        name="attempts",
+    moved = transitions.intend(conn, intending, settle_seconds=timing.settle)
+    if moved is None:
+        return Held("lease lost")
+    return Intent(
+        generation_id,
+        moved.attempt,
+        moved.lease,
+        seed,
+        row.estimated_cost,
+        kind_of(row.request),
+        probe=flow.outage_age is not None,
     )
-    .render_derived(with_types=True)
-)
-
-_KEEP_ATTEMPTS = insert(SubmitAttempt).from_select(
-    [
-        *("generation_id", "number", "seed", "seed_drawn", "fingerprint"),
-        *("callback_digest", "settle_at"),
-    ],
-    select(
-        *(_ATTEMPTS.c[name] for name in ("id", "number", "seed", "drawn", "mark")),
-        func.decode(_ATTEMPTS.c.digest, "hex"),
-        func.now() + bindparam("settles_in", type_=Interval),
-    ),
-)
 
 
-def _intend(conn: Connection, these: Sequence[_Attempt], timing: Timing) -> list[Intent]:
-    if not these:
-        return []
-    marks = {one.generation_id: one.mark for one in these}
-    conn.execute(
-        _KEEP_ATTEMPTS,
-        {
-            "attempts": [
-                {
-                    "id": str(one.generation_id),
-                    "number": one.number,
-                    "seed": one.seed,
-                    "drawn": one.drawn,
-                    "mark": marks[one.generation_id],
-                    "digest": None if one.digest is None else one.digest.hex(),
-                }
-                for one in these
-            ],
-            "settles_in": timedelta(seconds=timing.settle),
-        },
-    )
-    moved = transitions.intend(
-        conn,
-        [
-            transitions.Intending(
-                one.generation_id, one.lease, one.number, marks[one.generation_id]
-            )
-            for one in these
-        ],
-        settle_seconds=timing.settle,
-    )
-    leases = {one.id: one.lease for one in moved}
-    return [
-        Intent(
-            one.generation_id,
-            one.number,
-            leases[one.generation_id],
-            one.seed,
-            one.estimate,
-            kind_of(one.request),
-        )
-        for one in these
-    ]
+def _fresh_seed(conn: Connection) -> int:
+    """Return a seed that no attempt ever had and no remote task showed."""
+    while True:
+        drawn = draw_seed()
+        if not conn.execute(select(_TAKEN), {"seed": drawn}).scalar_one():
+            return drawn
 
 
 def _hold(
@@ -315,10 +222,10 @@ def _hold(
         case Obstacle.CANCELLED:
             transitions.cancel(conn, generation_id)
             return Held("cancelled")
-        case Obstacle.GATE:
-            assert facts.gate is not None, "held back by something"
-            transitions.put_back(conn, generation_id, lease, wait=facts.gate, seconds=HELD_RECHECK)
-            return Held(str(facts.gate))
+        case Obstacle.HOLD:
+            assert facts.hold is not None, "held by something"
+            transitions.put_back(conn, generation_id, lease, wait=facts.hold, seconds=HOLD_RECHECK)
+            return Held(str(facts.hold))
         case Obstacle.OWN_TASK | Obstacle.CALLED_BACK:
             why = callbacks.WHY
             if obstacle is Obstacle.OWN_TASK:
@@ -333,7 +240,7 @@ def _hold(
                 attention=why,
             )
             return Held(why)
-        case Obstacle.HELD:
+        case Obstacle.EQUAL:
             assert facts.holder is not None, "held by somebody"
             put_back_blocked(conn, generation_id, lease, facts.holder)
             return Held(f"blocked by {facts.holder}")
@@ -345,21 +252,32 @@ def _paused(conn: Connection, row: Any) -> Wait | None:
     return None if pause is None else pause.wait
 
 
-def _held_back(conn: Connection, estimate: Decimal) -> Wait | None:
-    """Why nothing of this estimated cost may be sent now: a gate, or too many at a time.
+_OUTAGE = Wait(WaitReason.RATE, {"cause": "outage"})
 
-    Asked again here, since much can have changed while references were uploaded.
+
+def _flow_hold(conn: Connection, row: Any, flow: FlowState) -> Wait | None:
+    """Return what forbids an intent now: a breaker, throttling, or as many tasks as fit.
+
+    Checked again here, since much can have changed while references were uploaded.
     """
-    # First, as it may wait for others who are about to send: what it then reads is later.
-    reopening = gates.reopening(conn, alone=True)
-    gate = gates.sending(conn).obstacle(estimate)
-    if gate is not None:
-        return gates.wait_for(gate.name)
-    if reopening is not None and not reopening.done and reopening.allowed_now == 0:
-        return reopening.wait
-    limit = schedule.learned(conn)
-    if limit is not None and schedule.sent(conn) >= limit:
-        return Wait(WaitReason.CONCURRENCY, {"provider_limit": limit})
+    hold = _account_hold(conn, flow, row.estimated_cost, breaker=row.breaker)
+    if hold is not None or flow.concurrency is None:
+        return hold
+    if schedule.at_work(conn) < flow.concurrency.value:
+        return None
+    return Wait(WaitReason.CONCURRENCY, {"provider_limit": flow.concurrency.value})
+
+
+def _account_hold(
+    conn: Connection, flow: FlowState, estimate: Decimal, *, breaker: bool
+) -> Wait | None:
+    """Return what forbids to send anything of this estimated cost to the account."""
+    if breaker:
+        opened = breakers.read(conn).obstacle(estimate)
+        if opened is not None:
+            return Wait(WaitReason.BREAKER, {"breaker": str(opened.name)})
+    if flow.resume_in > 0:
+        return Wait(WaitReason.RATE, {"cause": "throttled"})
     return None
 
 
@@ -476,69 +394,77 @@ def put_back_blocked(
     )
 
 
-_TAKEN = (
-    select(a.seed)
-    .where(a.seed == any_(bindparam("seeds", type_=ARRAY(BigInteger))))
-    .union(select(s.seed).where(s.seed == any_(bindparam("seeds", type_=ARRAY(BigInteger)))))
+_BEFORE_SENDING = (
+    select(
+        g.status,
+        g.attempt,
+        g.cancel_requested_at,
+        g.tenant,
+        pauses.holds(g.tenant).label("paused"),
+        (g.deadline_at <= func.now()).label("late"),
+        breakers.any_open().label("breaker"),
+        *flow_state.COLUMNS,
+    )
+    .select_from(_WITH_FLOW)
+    .where(g.id == bindparam("id"))
 )
 
 
-def _fresh_seeds(conn: Connection, count: int) -> list[int]:
-    """So many seeds that no attempt ever had and no remote task showed, each another."""
-    fresh: set[int] = set()
-    while len(fresh) < count:
-        drawn = {draw_seed() for _ in range(count - len(fresh))} - fresh
-        taken = conn.execute(_TAKEN, {"seeds": list(drawn)}).scalars()
-        fresh |= drawn.difference(taken)
-    return list(fresh)
+@dataclass(frozen=True)
+class BeforeSending:
+    """What was found just before a POST."""
+
+    obstacle: Wait | None
+    """Why it must not be sent."""
+    flow: FlowState
 
 
-_AS_IT_IS = select(
-    g.id,
-    g.status,
-    g.attempt,
-    g.cancel_requested_at,
-    g.tenant,
-    pauses.holds(g.tenant).label("paused"),
-    (g.deadline_at <= func.now()).label("late"),
-).where(g.id == any_(bindparam("ids", type_=ARRAY(Uuid))))
+def before_sending(conn: Connection, intent: Intent) -> BeforeSending:
+    """Check just before the POST whether the intent may still be sent.
 
-
-def may_still_send(conn: Connection, intents: Sequence[Intent]) -> dict[uuid.UUID, Wait]:
-    """Asked again just before the POST: why these of the intents must not be sent.
-
-    Reads only what can have changed since the intent: the wish to cancel, the deadline, pauses
-    and gates, the row.
+    Reads only what can have changed since the intent: the wish to cancel, the deadline, pauses,
+    breakers and flow control, the row.
     """
-    ids = [intent.generation_id for intent in intents]
-    rows = {row.id: row for row in conn.execute(_AS_IT_IS, {"ids": ids})}
-    sending = gates.sending(conn)
-    obstacles = {}
-    for intent in intents:
-        row = rows.get(intent.generation_id)
-        gate = sending.obstacle(intent.estimate)
-        facts = SendFacts(
-            status=None if row is None else Status(row.status),
-            attempt=0 if row is None else row.attempt,
-            cancel_wished=row is not None and row.cancel_requested_at is not None,
-            pause=None if row is None else _paused(conn, row),
-            gate=None if gate is None else gates.wait_for(gate.name),
-            called_back=intent.attempt > 1 and bool(callbacks.hints(conn, intent.generation_id)),
-            late=row is not None and bool(row.late),
-        )
-        obstacle = obstacle_to_sending(facts, intended=intent.attempt)
-        if obstacle is not None:
-            obstacles[intent.generation_id] = obstacle
-    return obstacles
+    row = conn.execute(_BEFORE_SENDING, {"id": intent.generation_id}).one_or_none()
+    if row is None:
+        return BeforeSending(obstacle_to_sending(SendFacts(None, 0), intended=0), FlowState())
+    flow = flow_state.of_row(row)
+    hold = _account_hold(conn, flow, intent.estimate, breaker=row.breaker)
+    if hold is None and flow.outage_age is not None and not intent.probe:
+        hold = _OUTAGE
+    facts = SendFacts(
+        status=Status(row.status),
+        attempt=row.attempt,
+        cancel_wished=row.cancel_requested_at is not None,
+        hold=_paused(conn, row) or hold,
+        called_back=intent.attempt > 1 and bool(callbacks.hints(conn, intent.generation_id)),
+        late=bool(row.late),
+    )
+    return BeforeSending(obstacle_to_sending(facts, intended=intent.attempt), flow)
 
 
-def lately_in_doubt(conn: Connection, *, seconds: float) -> int:
-    """How many attempts of the last seconds ended without a definite answer."""
-    return conn.execute(
-        select(func.count()).where(
-            a.started_at >= transitions.in_seconds(-seconds), a.outcome == "unknown"
+@dataclass(frozen=True)
+class Refusals:
+    """How often, and for how long, the provider has refused a generation for now."""
+
+    count: int
+    since: float | None
+    """Seconds since the first refused attempt was sent."""
+
+
+def refusals(conn: Connection, generation_id: uuid.UUID) -> Refusals:
+    """Return the refusals that a generation's earlier attempts met, unreachable ones included."""
+    row = conn.execute(
+        select(
+            func.count().label("number"),
+            func.extract("epoch", func.now() - func.min(a.started_at)).label("since"),
+        ).where(
+            a.generation_id == generation_id,
+            a.outcome.in_(("refused", "not_sent")),
+            a.code.is_not(None),
         )
-    ).scalar_one()
+    ).one()
+    return Refusals(row.number, None if row.since is None else float(row.since))
 
 
 def flag_second_task(

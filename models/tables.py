@@ -81,6 +81,10 @@ class Generation(Base):
 
     # the schedule
     due_at: Mapped[Instant | None]
+    # A claim's end, which is when the row is due as long as nothing else has decided that; and
+    # the worker that has begun to work on it (models.workers).
+    leased_until: Mapped[Instant | None]
+    claimed_by: Mapped[int | None] = mapped_column(BigInteger)
     lease: Mapped[int] = mapped_column(BigInteger, server_default="0")
     tries: Mapped[int] = mapped_column(Integer, server_default="0")
     failures: Mapped[int] = mapped_column(Integer, server_default="0")
@@ -235,6 +239,10 @@ class SubmitAttempt(Base):
     outcome: Mapped[str | None] = mapped_column(Text)
     code: Mapped[str | None] = mapped_column(Text)
     decided_at: Mapped[Instant | None]
+    # When the POST was answered, and whether that showed the provider well: true for a task or a
+    # refusal of the work itself, false for a failure of the provider, null for neither.
+    answered_at: Mapped[Instant | None]
+    provider_ok: Mapped[bool | None]
     remote_task_id: Mapped[str | None] = mapped_column(Text)
     # Where callbacks are on: the SHA-256 of the secret in the attempt's address, when a callback
     # was last heeded (null: none came), and the remote task that it spoke of, if any: a hint.
@@ -260,7 +268,14 @@ class SubmitAttempt(Base):
             "fingerprint",
             postgresql_where=text(OPEN_ATTEMPT_SQL),
         ),
-        Index("ix_submit_attempts_started", "started_at", postgresql_using="brin"),
+        # Flow control reads the outcomes of the last seconds.
+        Index(
+            "ix_submit_attempts_answered",
+            "answered_at",
+            "provider_ok",
+            postgresql_where=text("provider_ok IS NOT NULL"),
+        ),
+        Index("ix_submit_attempts_started", "started_at"),
     )
 
 
@@ -332,41 +347,6 @@ class Upload(Base):
     )
 
 
-class Gate(Base):
-    """Why nothing new is sent, while that is so. An open gate has no `closed_at`."""
-
-    __tablename__ = "gates"
-
-    name: Mapped[str] = mapped_column(Text, primary_key=True)
-    closed_at: Mapped[Instant | None]
-    reason: Mapped[str | None] = mapped_column(Text)
-    opens_at: Mapped[Instant | None]
-    probe_at: Mapped[Instant | None]
-    refused_estimate: Mapped[Credits | None]
-    failures: Mapped[int] = mapped_column(server_default="0")
-    opened_at: Mapped[Instant | None]
-
-    __table_args__ = (
-        CheckConstraint("name IN ('api_key', 'credit', 'backoff')", name="name_known"),
-        CheckConstraint("(closed_at IS NULL) = (reason IS NULL)", name="closed_says_why"),
-    )
-
-
-class LearnedLimit(Base):
-    """A limit that the provider taught us, and when it last changed."""
-
-    __tablename__ = "learned_limits"
-
-    name: Mapped[str] = mapped_column(Text, primary_key=True)
-    value: Mapped[int]
-    changed_at: Mapped[Instant] = mapped_column(server_default=func.now())
-    # The value that was refused last, and how long to wait until it is tried again.
-    refused: Mapped[int] = mapped_column(server_default="1")
-    pause: Mapped[float] = mapped_column(server_default="30")
-
-    __table_args__ = (CheckConstraint("value >= 1", name="floor"),)
-
-
 class BalanceSnapshot(Base):
     """The account as the provider told it."""
 
@@ -396,10 +376,8 @@ class RejectedMessage(Base):
 __all__ = [
     "DEFAULT_TENANT",
     "BalanceSnapshot",
-    "Gate",
     "Generation",
     "GenerationEvent",
-    "LearnedLimit",
     "RejectedMessage",
     "StrayTask",
     "SubmitAttempt",

@@ -24,8 +24,8 @@ class WaitReason(StrEnum):
     BREAKER = "breaker"
     """A rejected key or exhausted credits; detail: `breaker`, perhaps `reason`."""
     RATE = "rate"
-    """The request rate (detail: `cause` "request_rate") or throttling by the provider (`cause`
-    "backoff", perhaps `reason` and, while the rate is raised again, `max_concurrent`).
+    """The request rate; detail: `cause` "request_rate" (the setting, or the discovered rate),
+    "throttled" (Retry-After) or "outage" (one probe at a time), perhaps `reason`.
     """
     CONCURRENCY = "concurrency"
     """A free slot; detail: `provider_limit`, or `in_flight`, `ahead` and `slowed_by`."""
@@ -82,11 +82,11 @@ def retry(why: str) -> Wait:
 
 REQUEST_RATE = Wait(WaitReason.RATE, {"cause": "request_rate"})
 
-DELAYED_BY_BREAKER_SQL = (
-    f"(wait_reason = '{WaitReason.BREAKER}'"
-    f" OR wait_reason = '{WaitReason.RATE}' AND wait_detail ->> 'cause' = 'backoff')"
+MAY_BE_SHORT_SQL = (
+    f"(wait_reason IS NULL OR wait_reason IN ('{WaitReason.CREDITS}', '{WaitReason.BREAKER}',"
+    f" '{WaitReason.RATE}', '{WaitReason.CONCURRENCY}', '{WaitReason.RETRY}'))"
 )
-"""Condition on a row of `generations`: a breaker or the backoff delayed it."""
+"""Condition on a row of `generations` that is due: what delayed it is over, credits may be next."""
 
 
 def sentence(reason: WaitReason, detail: Mapping[str, Any] | None) -> str:
@@ -127,12 +127,14 @@ def _pause(d: Mapping[str, Any]) -> str:
 
 
 def _rate(d: Mapping[str, Any]) -> str:
-    if d.get("cause") != "backoff":
-        return "the request rate"
-    after = f" after {d['reason']}" if d.get("reason") else ""
-    if d.get("max_concurrent"):
-        return f"the ramp-up{after}: at most {d['max_concurrent']} at a time"
-    return f"the end of the backoff{after}"
+    after = f" ({d['reason']})" if d.get("reason") else ""
+    match d.get("cause"):
+        case "throttled":
+            return f"the provider, which throttles requests{after}"
+        case "outage":
+            return f"the end of the provider's outage{after}"
+        case _:
+            return "the request rate"
 
 
 def _concurrency(d: Mapping[str, Any]) -> str:

@@ -6,7 +6,6 @@ behind a pause or a breaker or for a slot: their reason is read from pauses and 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 from sqlalchemy import (
@@ -24,9 +23,11 @@ from sqlalchemy import (
     true,
 )
 
-from models import gates, reads, schedule
+from models import reads, schedule
 from models.base import table_of
-from models.gates import GateName, Sending
+from models.flow_control import breakers, report, state
+from models.flow_control.breakers import Breakers
+from models.flow_control.state import FlowState
 from models.lifecycle import Status
 from models.operating import pauses
 from models.operating.pauses import PauseView
@@ -42,12 +43,13 @@ class Holds:
     """What delays generations at this moment, beside what their rows say."""
 
     pauses: tuple[PauseView, ...]
-    sending: Sending
+    breakers: Breakers
+    flow: FlowState
 
     @staticmethod
     def read(conn: Connection) -> "Holds":
-        """Read the pauses and the closed gates."""
-        return Holds(pauses.known(conn), gates.sending(conn))
+        """Read the pauses, the open breakers and flow control."""
+        return Holds(pauses.known(conn), breakers.read(conn), state.read(conn))
 
     def reason(self) -> ColumnElement[str | None]:
         """Return a row's current reason as an expression; null where nothing delays the row."""
@@ -74,8 +76,8 @@ class Holds:
         for condition, reason in (
             (self._paused(), WaitReason.PAUSE),
             (g.blocked_by.is_not(None), WaitReason.EQUAL_GENERATION),
-            (_above_ceiling(self._breakers), WaitReason.BREAKER),
-            (_above_ceiling(self._backoff), WaitReason.RATE),
+            (self._blocked(), WaitReason.BREAKER),
+            (true() if self._rate() is not None else false(), WaitReason.RATE),
         ):
             yield condition, literal(str(reason)), False
         yield g.wait_reason == WaitReason.CREDITS, g.wait_reason, True
@@ -87,15 +89,18 @@ class Holds:
             return false()
         return true() if None in named else g.tenant.in_(named)
 
-    @cached_property
-    def _breakers(self) -> Sending:
-        closed = tuple(gate for gate in self.sending.closed if gate.name is not GateName.BACKOFF)
-        return replace(self.sending, closed=closed)
+    def _blocked(self) -> ColumnElement[bool]:
+        ceiling = self.breakers.ceiling
+        return false() if ceiling is None else g.estimated_cost > ceiling
 
-    @cached_property
-    def _backoff(self) -> Sending:
-        closed = tuple(gate for gate in self.sending.closed if gate.name is GateName.BACKOFF)
-        return replace(self.sending, closed=closed)
+    def _rate(self) -> Wait | None:
+        """Return what delays every submit, where throttling or an outage does."""
+        detail: dict[str, Any] = {"reason": self.flow.reason} if self.flow.reason else {}
+        if self.flow.resume_in > 0:
+            return Wait(WaitReason.RATE, {"cause": "throttled", **detail})
+        if self.flow.outage_age is not None:
+            return Wait(WaitReason.RATE, {"cause": "outage", **detail})
+        return None
 
     def current(self, row: Row[Any]) -> GenerationView:
         """Return the generation of a row (`reads.COLUMNS`, `columns`) with its current wait."""
@@ -112,17 +117,15 @@ class Holds:
                 return next(p.wait for p in self.pauses if p.tenant in (None, view.tenant))
             case WaitReason.EQUAL_GENERATION:
                 return Wait(reason, {"generation": str(view.blocked_by)})
-            case WaitReason.BREAKER | WaitReason.RATE:
-                gates_ = self._breakers if reason is WaitReason.BREAKER else self._backoff
-                gate = gates_.obstacle(view.estimated_cost)
-                return None if gate is None else gates.wait_for(gate.name, gate.reason)
+            case WaitReason.BREAKER:
+                opened = self.breakers.obstacle(view.estimated_cost)
+                if opened is None:
+                    return None
+                return Wait(reason, {"breaker": str(opened.name), "reason": opened.reason})
+            case WaitReason.RATE:
+                return self._rate()
             case _:
                 return Wait(reason)
-
-
-def _above_ceiling(sending: Sending) -> ColumnElement[bool]:
-    ceiling = sending.ceiling
-    return false() if ceiling is None else g.estimated_cost > ceiling
 
 
 def _with_wait(view: GenerationView, wait: Wait | None) -> GenerationView:
@@ -161,7 +164,7 @@ def _queue_position(conn: Connection, view: GenerationView) -> Wait:
         )
     ).scalar_one()
     detail: dict[str, Any] = {"in_flight": schedule.in_flight(conn), "ahead": ahead}
-    slowed_by = list(reads.slowed(conn))
+    slowed_by = [str(limit) for limit in report.limits(conn, state.read(conn))]
     return Wait(
         WaitReason.CONCURRENCY, {**detail, **({"slowed_by": slowed_by} if slowed_by else {})}
     )

@@ -173,12 +173,16 @@ def adopt_marked(
     *,
     by: str,
     into: frozenset[Status],
+    latest: int | None = None,
 ) -> bool:
-    """Adopt a remote task for the generation, and apply what it shows. False if not possible."""
+    """Adopt a remote task for the generation, and apply what it shows. False if not possible.
+
+    `latest`: the attempt that must still be the generation's latest.
+    """
     row = conn.execute(
         select(g.attempt, g.status).where(g.id == generation_id).with_for_update()
     ).one()
-    if Status(row.status) not in into:
+    if Status(row.status) not in into or latest not in (None, row.attempt):
         return False
     return _adopt(conn, generation_id, attempt, row.attempt, task, by=by, into=into)
 
@@ -256,6 +260,8 @@ class InDoubt:
     """Whether `settle_at` of all its open attempts has passed."""
     settle_in: float
     """Seconds until it does; negative once it has."""
+    uncertain_for: float
+    """Seconds since its latest attempt was answered without a definite outcome, or given up on."""
     failures: int
 
 
@@ -282,6 +288,7 @@ def in_doubt(
                 a.started_at,
                 a.settle_at,
                 func.extract("epoch", a.settle_at - func.now()).label("settle_in"),
+                func.extract("epoch", func.now() - a.answered_at).label("answered_ago"),
             )
             .where(a.generation_id == generation_id, text(OPEN_ATTEMPT_SQL))
             .order_by(a.number)
@@ -310,6 +317,7 @@ def in_doubt(
                 row.attempt,
                 settled(settle_in),
                 max(settle_in, default=0.0),
+                float(attempts[-1].answered_ago or 0) if attempts else 0.0,
                 row.failures,
             )
         )

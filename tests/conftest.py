@@ -8,10 +8,11 @@ import signal
 from collections.abc import Callable, Iterator
 
 import pytest
+from sqlalchemy import text
 
 import simulator as provider
 from models.database import make_engine
-from tests.databases import TEMPLATE, Databases
+from tests.databases import CALM, TEMPLATE, Databases
 from worker import migrate
 from worker.embedded_postgres import EmbeddedPostgres
 from worker.embedded_valkey import EmbeddedValkey
@@ -68,6 +69,8 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostg
     with EmbeddedPostgres(folder, durable=False) as server:
         engine = make_engine(server.create_database(TEMPLATE))
         migrate.upgrade(engine)
+        with engine.begin() as conn:
+            conn.execute(text(CALM))
         engine.dispose()
         yield server
 

@@ -6,10 +6,15 @@ from contextlib import contextmanager
 
 import psycopg
 
+from models import workers  # noqa: F401  (its tables are emptied as well)
 from models.base import Base
+from models.flow_control import table  # noqa: F401  (likewise)
 from worker.embedded_postgres import EmbeddedPostgres
 
 TEMPLATE = "template_seedance"
+
+CALM = "DELETE FROM flow_control"
+"""A migrated database ramps its account up, since nothing is known of it; tests start calm."""
 
 _SHAPE = """
     SELECT md5(string_agg(line, E'\\n' ORDER BY line)) FROM (

@@ -88,9 +88,8 @@ def _heartbeat(settings: Settings, threads: int) -> Heartbeat | None:
 def _broker(app: Any) -> Broker:
     def publish(stage: Stage, claims: Sequence[Claim]) -> None:
         pairs = [[str(claim.id), claim.lease] for claim in claims]
-        args: list[Any] = [pairs] if stage is Stage.RESOLVE else pairs[0]
-        if stage is Stage.SUBMIT and len(pairs) > 1:
-            args = [*args, pairs[1:]]
+        shared = stage in (Stage.RESOLVE, Stage.SUBMIT)
+        args: list[Any] = [pairs] if shared else pairs[0]
         # The id says in Flower which generation and stage a message is.
         task_id = f"{claims[0].id}.{stage}.{claims[0].lease}"
         _send(app, f"seedance.{stage}", args, task_id)

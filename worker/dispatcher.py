@@ -14,25 +14,25 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
 import psycopg
 from sqlalchemy import Connection
 
-from models import credit, gates, schedule, submission, transitions
+from models import credit, schedule, submission, transitions, workers
 from models.credit import Purse, Senior
-from models.database import alone, direct_dsn
-from models.gates import GateName
-from models.metrics import pulses
+from models.database import alone, direct_dsn, pooled
+from models.flow_control import breakers, evidence
 from models.observing import turns
-from models.schedule import Claim, Stage, Waits
+from models.schedule import Claim, Stage
 from worker.crash_points import reached
 from worker.runtime import Runtime
 from worker.side_work import SideClaim, SideWork
 
 log = logging.getLogger(__name__)
 
-RELAX_EVERY = 5.0
-"""Seconds between two looks whether a limit or a gate may be relaxed."""
+RELAX_EVERY = 1.0
+"""Seconds between two checks whether a limit may be raised or forgotten."""
 
 FIRST_BALANCE = 5.0
 """Seconds that work waits, at most, for the first answer to what the account holds."""
@@ -40,8 +40,8 @@ FIRST_BALANCE = 5.0
 TELL_EVERY = 2.0
 """Seconds between two looks at who waits for credits."""
 
-FORGET_GATES = 600.0
-"""Seconds after which an open gate forgets how often it was closed."""
+FORGET_TRIPS = 600.0
+"""Seconds after which a closed breaker forgets how often it opened."""
 
 DEADLY_PAUSE = 3600.0
 """Seconds, at most, between two tries of what workers die of and what can't be failed."""
@@ -49,8 +49,8 @@ DEADLY_PAUSE = 3600.0
 FULL_PAUSE = 0.05
 """Seconds until it is looked again whether messages were taken and there is room for more."""
 
-_ADMISSIONS = 4
-"""How often in a tick more is let in, where what was let in leaves room by sharing messages."""
+SUBMITS_OF_MESSAGE = 4
+"""Submits that share a message at most: a message costs as much as a submit's statements."""
 
 RESOLVE_BATCH = 50
 """Generations in doubt that share one pair of readings of the task list."""
@@ -63,7 +63,7 @@ class Broker:
     publish: Callable[[Stage, Sequence[Claim]], None]
     """Publish one message for the claims: one for a step, several for RESOLVE and SUBMIT."""
     probe: Callable[[], None]
-    """Publish a request to probe the gates."""
+    """Publish a request to probe the breakers."""
     depth: Callable[[], int]
     """How many stage messages wait to be taken."""
     observe: Callable[[int], None]
@@ -72,6 +72,10 @@ class Broker:
     """Publish one message for side work."""
     side_depth: Callable[[], int]
     """How many messages of side work wait to be taken."""
+
+
+class TakenForDeadError(Exception):
+    """Another worker has released this one's claims."""
 
 
 class Dispatcher:
@@ -97,12 +101,11 @@ class Dispatcher:
         self._relaxed = 0.0
         self._observed = self._probed = float("-inf")
         self._by_list = False
-        self._patience = FULL_PAUSE
         self._crowded = False
         self._purse: Purse | None = None
         self._senior: Senior | None = None
         self._short = False
-        self._told = self._asked = self._pulsed = -math.inf
+        self._told = self._asked = self._shown = self._released = -math.inf
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._unknown_since: float | None = None
         self._beat = beat
@@ -115,7 +118,7 @@ class Dispatcher:
         """Work until stopped. Nothing that goes wrong ends it."""
         while not self._stop.is_set():
             try:
-                with _listening(self._rt) as wait:
+                with _session(self._rt, self._name) as wait:
                     self._loop(wait)
             except Exception as error:  # noqa: BLE001  (the schedule must outlive everything)
                 self._failures += 1
@@ -133,25 +136,28 @@ class Dispatcher:
         while not self._stop.is_set():
             self._beat()
             busy = self.tick()
-            self._tell_pulse()
+            self._show_heartbeat()
             self._failures = 0
             if self._stop.is_set():
-                return
+                break
             if busy:
-                # Twice as long each time that nothing was taken: work may be slow.
-                self._stop.wait(self._patience)
-                self._patience = min(self._rt.settings.tick, self._patience * 2)
+                self._stop.wait(FULL_PAUSE)
             else:
-                self._patience = FULL_PAUSE
                 wait(self._pause())
+        if self._rt.membership.id is not None:
+            with self._rt.engine.begin() as conn:
+                workers.deregister(conn, self._rt.membership.id)
 
-    def _tell_pulse(self) -> None:
-        """For `/metrics`: this dispatcher has just got through a tick."""
-        if time.monotonic() - self._pulsed < pulses.TELL_EVERY:
+    def _show_heartbeat(self) -> None:
+        """This worker has just got through a tick."""
+        worker_id = self._rt.membership.id
+        if worker_id is None or time.monotonic() - self._shown < workers.HEARTBEAT_EVERY:
             return
-        self._pulsed = time.monotonic()
+        self._shown = time.monotonic()
         with self._rt.engine.begin() as conn:
-            pulses.tell(conn, pulses.DISPATCHER, self._name)
+            alive = workers.heartbeat(conn, worker_id)
+        if not alive:
+            raise TakenForDeadError("another worker took this one for dead: it registers anew")
 
     def _pause(self) -> float:
         """Until the next row is due, but at most a tick: another process may bring it forward."""
@@ -162,34 +168,38 @@ class Dispatcher:
 
     def tick(self) -> bool:
         """Hand out what is due, then admit. True if more may wait, for which there was no room."""
+        self._release_dead()
         self._side()
         depth = self._broker.depth()
-        room = 2 * self._slots - depth
         self._probe()
         self._observe()
-        if room <= 0:
+        if depth > self._slots:
+            # Every thread has its next message. Refilled in portions: each refill has its price.
             return True
+        room = 2 * self._slots - depth
         settings = self._rt.settings
         with alone(self._rt.engine) as conn:
             due = schedule.claim_due(
                 conn, room, lease_seconds=settings.lease, by_list=self._by_list
             )
         claims = self._without_poison(due)
-        # What is let in is not to wait for threads that have enough to submit for now.
-        submits = self._rt.pace.room() - depth
         self._crowded = False
         try:
-            for admitted in self._admit(min(room - self._messages(claims), submits)):
+            left = room - len(self._batches(claims))
+            if left > 0:
+                admitted = self._admit(left)
                 claims += admitted
+                if len(admitted) == left and all(c.stage is Stage.SUBMIT for c in admitted):
+                    # More wait than there are messages for: submits share theirs.
+                    claims += self._admit(left * (SUBMITS_OF_MESSAGE - 1))
         finally:
             # Whatever goes wrong there: what is due and claimed would wait for its lease's end.
             if claims:
-                self._patience = FULL_PAUSE
                 reached("dispatch.after_claim")
-            batches = self._batches(claims, room)
+            batches = self._batches(claims)
             self._hand_out(batches)
         self._look_after_credits()
-        return self._crowded or len(batches) >= min(room, submits)
+        return self._crowded or len(batches) >= room
 
     def _observe(self) -> None:
         """Once in a tick: have the task list read, where that costs less than a GET for each."""
@@ -241,43 +251,28 @@ class Dispatcher:
                             kind.put_off(conn, left, 2.0)
                     raise
 
-    def _admit(self, room: float) -> Iterator[list[Claim]]:
-        """Let in what makes about so many messages; each transaction's by itself."""
-        if room <= 0:
-            return
+    def _admit(self, room: int) -> list[Claim]:
+        """Admit up to `room` waiting generations."""
         self._relax()
         with alone(self._rt.engine) as conn:
             waits = schedule.waits(conn)
         if not waits.accepted:
-            return
+            return []
         if waits.undecided:
             with self._rt.engine.begin() as conn:
                 submission.look_again(conn)
-        admitted: list[Claim] = []
-        wanted = math.ceil(room)
-        for _ in range(_ADMISSIONS):
-            more = self._let_in(wanted, waits)
-            yield more
-            admitted += more
-            used = self._messages(admitted)
-            if len(more) < wanted or used >= room:
-                break
-            # What comes next is taken to be of the same kinds.
-            wanted = math.ceil((room - used) * len(admitted) / used)
-
-    def _let_in(self, most: int, waits: Waits) -> list[Claim]:
-        limit = self._rt.settings.max_in_flight
         with self._rt.engine.begin() as conn:
-            # With a gate closed for everything nobody is let in, and deadlines pass all the same.
+            # Also while a breaker is open for all: deadlines pass all the same.
             admitted = schedule.admit(
                 conn,
-                most,
-                max_in_flight=min(limit, waits.limit or limit),
+                room,
+                max_in_flight=self._rt.settings.max_in_flight,
                 lease_seconds=self._rt.settings.lease,
-                ceiling=gates.sending(conn).ceiling if waits.held else None,
+                ceiling=breakers.read(conn).ceiling if waits.breaker else None,
                 open_purse=self._open_purse,
             )
-        self._crowded = self._crowded or admitted is None
+        # Another worker admits, or the next answers will allow more: soon again.
+        self._crowded = admitted is None or self._rt.flow.now().ramp_age is not None
         return admitted or []
 
     def _open_purse(self, conn: Connection) -> Purse:
@@ -311,29 +306,43 @@ class Dispatcher:
             self._broker.probe()
 
     def _relax(self) -> None:
-        """Now and then: raise a learned limit, and open the backoff gate for good."""
+        """Now and then: raise or forget limits that have served their time."""
         if time.monotonic() - self._relaxed < RELAX_EVERY:
             return
         self._relaxed = time.monotonic()
         with self._rt.engine.begin() as conn:
-            schedule.relax(conn, self._rt.settings.max_in_flight)
-            opened = gates.forget(conn, after=FORGET_GATES)
-            reopening = gates.reopening(conn)
-            if reopening is not None and reopening.done and gates.open_(conn, GateName.BACKOFF):
-                opened.append(GateName.BACKOFF)
-        for name in opened:
-            log.warning("gate %s is open again", name)
+            evidence.relax(
+                conn,
+                max_in_flight=self._rt.settings.max_in_flight,
+                max_rate=self._rt.limiter.configured,
+            )
+            breakers.forget_trips(conn, after=FORGET_TRIPS)
 
     def _probe(self) -> None:
-        """Once in a tick: have closed gates probed whose time has come."""
+        """Once in a tick: have open breakers probed whose time has come."""
         if time.monotonic() - self._probed < self._rt.settings.tick:
             return
         self._probed = time.monotonic()
         with self._rt.engine.begin() as conn:
-            closed = gates.take_probe(conn, every=self._rt.settings.probe_every)
-        if closed:
-            log.info("probing the gates %s", ", ".join(closed))
+            opened = breakers.take_probe(conn, every=self._rt.settings.probe_every)
+        if opened:
+            log.info("probing the breakers %s", ", ".join(opened))
             self._broker.probe()
+
+    def _release_dead(self) -> None:
+        """Once in a tick: release what workers had claimed that are dead by now."""
+        if time.monotonic() - self._released < self._rt.settings.tick:
+            return
+        self._released = time.monotonic()
+        with self._rt.engine.begin() as conn:
+            dead = workers.release_dead(conn, self._rt.membership.id)
+        for one in dead:
+            log.warning(
+                "worker %s is dead: %d claims released, %d generations uncertain",
+                one.name,
+                one.released,
+                one.uncertain,
+            )
 
     def _without_poison(self, claims: Sequence[Claim]) -> list[Claim]:
         """Set apart what was handed out again and again and never came back."""
@@ -352,7 +361,7 @@ class Dispatcher:
                 if transitions.need_attention(conn, claim.id, why):
                     log.error("generation %s needs attention: %s", claim.id, why, extra=of)
                 # Still tried, more and more seldom: should this one die too, so be it.
-                schedule.release(conn, [claim], seconds=self._seldom(claim))
+                schedule.release(conn, [claim.held], seconds=self._seldom(claim))
             good.append(claim)
         return good
 
@@ -367,38 +376,29 @@ class Dispatcher:
             try:
                 self._broker.publish(batch[0].stage, batch)
             except Exception:
-                left = [claim for rest in batches[done:] for claim in rest]
+                left = [claim.held for rest in batches[done:] for claim in rest]
                 with self._rt.engine.begin() as conn:
                     schedule.release(conn, left, seconds=2.0)
                 raise
 
-    def _messages(self, claims: Sequence[Claim]) -> float:
-        """How many messages these need where they share them with more of their kind."""
-        return sum(1 / self._together(claim) for claim in claims)
-
-    def _together(self, claim: Claim) -> int:
-        """How many of its kind may be in one message with it."""
-        # What workers seem to die of goes by itself: those beside it would die as often.
-        if claim.tries >= 2:
-            return 1
-        return {Stage.RESOLVE: RESOLVE_BATCH, Stage.SUBMIT: self._rt.pace.most}.get(claim.stage, 1)
-
-    def _batches(self, claims: Sequence[Claim], room: int) -> list[list[Claim]]:
-        """A message each, but for those that are cheaper together."""
-        alone: list[list[Claim]] = []
-        together: dict[Stage, list[Claim]] = {Stage.RESOLVE: [], Stage.SUBMIT: []}
+    def _batches(self, claims: Sequence[Claim]) -> list[list[Claim]]:
+        """Return the claims of each message: one, but for those that share a list scan, and for
+        submits where there are more than threads.
+        """
+        single: list[list[Claim]] = []
+        shared: dict[Stage, list[Claim]] = {Stage.RESOLVE: [], Stage.SUBMIT: []}
         for claim in claims:
-            if self._together(claim) > 1:
-                together[claim.stage].append(claim)
+            # What workers seem to die of is alone: those beside it would die as often.
+            if claim.stage in shared and claim.tries < 2:
+                shared[claim.stage].append(claim)
             else:
-                alone.append([claim])
-        # Over all threads and all the room, where that is quicker; then several to each.
-        pace, submits = self._rt.pace, together[Stage.SUBMIT]
-        spread = math.ceil(len(submits) / max(1, min(self._slots, room)))
+                single.append([claim])
+        submits = shared[Stage.SUBMIT]
+        size = min(SUBMITS_OF_MESSAGE, math.ceil(len(submits) / self._slots))
         return [
-            *alone,
-            *_in_parts(together[Stage.RESOLVE], RESOLVE_BATCH),
-            *_in_parts(submits, max(pace.least, min(pace.most, spread))),
+            *single,
+            *_in_parts(shared[Stage.RESOLVE], RESOLVE_BATCH),
+            *_in_parts(submits, max(1, size)),
         ]
 
 
@@ -407,18 +407,45 @@ def _in_parts(claims: Sequence[Claim], size: int) -> list[list[Claim]]:
 
 
 @contextlib.contextmanager
-def _listening(rt: Runtime) -> Iterator[Callable[[float], None]]:
-    """A function that waits up to so many seconds, less if something is enqueued."""
+def _session(rt: Runtime, name: str) -> Iterator[Callable[[float], None]]:
+    """Register this worker, in a session that lives as long as it works.
+
+    Yields a function that waits up to a number of seconds, less if something is enqueued.
+    """
+    url = rt.settings.database_url
     with psycopg.connect(
-        direct_dsn(rt.settings.database_url),
+        direct_dsn(url),
         autocommit=True,
         connect_timeout=5,
         application_name="seedance-dispatcher",
+        **_NOTICES_LOSS,
     ) as conn:
+        for setting in _SERVER_NOTICES_LOSS:
+            conn.execute(setting)
         conn.execute(f"LISTEN {schedule.CHANNEL}")
+        rt.membership.id = workers.register(conn, name, locked=not pooled(url))
 
         def wait(seconds: float) -> None:
             for _ in conn.notifies(timeout=seconds, stop_after=1):
                 pass
 
-        yield wait
+        try:
+            yield wait
+        finally:
+            rt.membership.id = None
+
+
+_NOTICES_LOSS: dict[str, Any] = {
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+"""With these this side notices within some ten seconds that the server's host is gone."""
+
+_SERVER_NOTICES_LOSS = (
+    "SET tcp_keepalives_idle = 5",
+    "SET tcp_keepalives_interval = 2",
+    "SET tcp_keepalives_count = 3",
+)
+"""And with these the server notices that this host is gone, and releases the worker's lock."""

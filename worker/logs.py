@@ -40,8 +40,11 @@ _CHATTY = ("celery.worker.strategy", "celery.app.trace", "alembic.runtime.migrat
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), 127) if chr(code) not in "\n\t"}
 _ONE_LINE = {**_CONTROL, ord("\n"): "\\n"}
 
-_STAGES = frozenset({"upload", "submit", "poll"})
+_STAGES = frozenset({"upload", "poll"})
 """Tasks whose message names one generation first."""
+
+_SHARED = frozenset({"submit", "resolve"})
+"""Tasks whose message names one or several generations."""
 
 Event = MutableMapping[str, Any]
 
@@ -188,8 +191,10 @@ def task_begins(task: str, task_id: str, args: Any) -> None:
     bound = {"task": task_id, "stage": stage}
     if stage == "generate":
         bound["generation"] = task_id
-    elif stage in _STAGES and args and task_forms.is_id(args[0]) and not task_forms.several(args):
+    elif stage in _STAGES and args and task_forms.is_id(args[0]):
         bound["generation"] = args[0]
+    elif stage in _SHARED and (one := task_forms.only(args)) is not None:
+        bound["generation"] = one
     bind_contextvars(**bound)
 
 

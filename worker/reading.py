@@ -122,6 +122,55 @@ def read_list(
     )
 
 
+MAX_NEWEST = 5
+"""Pages that a search among the newest tasks reads at most."""
+
+
+@dataclass(frozen=True)
+class Newest:
+    """The newest tasks of the list, as far as they were read."""
+
+    tasks: tuple[Observation, ...]
+    skew: Skew
+
+
+def read_newest(rt: Runtime, *, since: datetime) -> Newest:
+    """Return the newest tasks of the list, back to `since` (our clock) or a few pages.
+
+    Nothing follows from what is missing. A list that shows its oldest task first is read from its
+    end. Raises ApiError if a page can't be had.
+    """
+    with rt.engine.connect() as conn:
+        clock = DatabaseClock.read(conn)
+    first = rt.client.list_tasks(1, PAGE_SIZE)
+    tasks = [observation(task) for task in first.data]
+    samples = [*_skew_of_answer(first.exchange, clock), *_skew_of_tasks(rt, tasks)]
+    last = -(-(first.total or 0) // max(1, len(first.data)))
+    numbers = range(last, 1, -1) if _oldest_first(tasks) else range(2, last + 1)
+    page = tasks
+    for number in numbers[: MAX_NEWEST - 1]:
+        start = since + Skew.of(samples).lowest
+        if not _oldest_first(page) and _all_before(page, start):
+            break
+        answer = rt.client.list_tasks(number, PAGE_SIZE)
+        page = [observation(task) for task in answer.data]
+        samples += _skew_of_answer(answer.exchange, clock)
+        samples += _skew_of_tasks(rt, page)
+        tasks += page
+        if _oldest_first(page) and _all_before(page[:1], start):
+            break
+    return Newest(tuple(tasks), Skew.of(samples))
+
+
+def _oldest_first(tasks: Sequence[Observation]) -> bool:
+    stamps = [task.created_at for task in tasks if task.created_at is not None]
+    return len(stamps) > 1 and stamps[0] < stamps[-1]
+
+
+def _all_before(tasks: Sequence[Observation], start: datetime) -> bool:
+    return all(task.created_at is not None and task.created_at < start for task in tasks)
+
+
 def seen(reading: ListReading) -> Seen:
     """The reading as the next one is held against it."""
     return Seen(frozenset(reading.ids), reading.by_count)

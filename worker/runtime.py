@@ -14,12 +14,22 @@ from models.database import make_engine
 from models.observing.usual import UsualTimes
 from worker import tracing
 from worker.archive import Store, open_store
+from worker.flow import FlowMonitor
 from worker.limiter import Limiter
 from worker.metrics.reporter import Reporter
 from worker.metrics.tally import Tally
-from worker.pace import Pace
 from worker.settings import Settings, load_settings
 from worker.side_slots import SideSlots
+
+
+@dataclass
+class Membership:
+    """The id under which this worker is registered (`models.workers`), while it is.
+
+    A process without a dispatcher has none; a claim that it begins is released with the others.
+    """
+
+    id: int | None = None
 
 
 @dataclass(frozen=True)
@@ -34,8 +44,10 @@ class Runtime:
     """Where results are stored, if anywhere."""
     usual: UsualTimes
     """How long tasks usually take, as this process knows it."""
-    pace: Pace
-    """How fast the provider takes submissions."""
+    flow: FlowMonitor
+    """How fast the provider's account takes requests, as this process knows it."""
+    membership: Membership
+    """Which worker this process is."""
     side_slots: SideSlots
     """How many threads may be at work beside the generations (`worker.side_work`)."""
     tally: Tally
@@ -59,7 +71,14 @@ def build(settings: Settings, *, pool_size: int | None = None, trusted: float = 
     `pool_size`: database connections, by default one for each thread of a worker. `trusted`: as
     `make_engine` has it.
     """
-    limiter = Limiter(settings.rate_limit, settings.shared_rate_url)
+    engine = make_engine(
+        settings.database_url,
+        pool_size=pool_size or settings.concurrency,
+        options={WANTED: bool(settings.archive_url)},
+        trusted=trusted,
+    )
+    flow = FlowMonitor(engine)
+    limiter = Limiter(settings.rate_limit, settings.shared_rate_url, flow=flow.now)
     tally = Tally()
     client = SeedanceClient(
         ClientConfig(
@@ -74,12 +93,7 @@ def build(settings: Settings, *, pool_size: int | None = None, trusted: float = 
     )
     return Runtime(
         settings,
-        make_engine(
-            settings.database_url,
-            pool_size=pool_size or settings.concurrency,
-            options={WANTED: bool(settings.archive_url)},
-            trusted=trusted,
-        ),
+        engine,
         client,
         limiter,
         open_store(
@@ -88,7 +102,8 @@ def build(settings: Settings, *, pool_size: int | None = None, trusted: float = 
             read_timeout=settings.http_timeout,
         ),
         UsualTimes(),
-        Pace(),
+        flow,
+        Membership(),
         # Deliveries are wanted always, the archive where there is one.
         SideSlots(max(1, settings.concurrency // 2), kinds=2 if settings.archive_url else 1),
         tally,
@@ -130,7 +145,10 @@ def for_dispatcher(settings: Settings) -> Runtime:
     """
     tasks = runtime()
     return replace(
-        build(settings, pool_size=2, trusted=5.0), pace=tasks.pace, side_slots=tasks.side_slots
+        build(settings, pool_size=2, trusted=5.0),
+        flow=tasks.flow,
+        membership=tasks.membership,
+        side_slots=tasks.side_slots,
     )
 
 

@@ -136,8 +136,14 @@ class Settings(BaseSettings):
     max_attempts: int = Field(
         5,
         ge=1,
-        description="How often a generation is submitted when each outcome turned out to be"
-        " that no remote task exists.",
+        description="How often a generation is submitted when each answer was lost and turned out"
+        " to have made no remote task.",
+    )
+    retry_for: Seconds = Field(
+        86_400.0,
+        description="How long a generation that the provider refuses for now (SERVICE_BUSY,"
+        " TASK_SUBMIT_FAILED) is retried, from its first refusal; then it fails. Its own deadline"
+        " ends it earlier.",
     )
     max_tries: int = Field(
         10,
@@ -153,8 +159,8 @@ class Settings(BaseSettings):
     )
     probe_every: Seconds = Field(
         30.0,
-        description="How often a closed gate is probed, by asking for the balance; the longer"
-        " it is closed the more seldom, down to a tenth as often.",
+        description="How often an open circuit breaker is probed, by asking for the balance; the"
+        " longer it is open the more seldom, down to a tenth as often.",
     )
     upload_valid: Seconds = Field(
         86_400.0, description="How long an uploaded file is reused for the same bytes."
@@ -393,6 +399,13 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"SEEDANCE_POLL_MAX is {self.poll_max:g} s, under SEEDANCE_POLL_MIN,"
                 f" {self.poll_min:g} s"
+            )
+        if self.retry_for < self.timing.settle:
+            # A first refusal would fail what had waited for nothing but an uncertain outcome.
+            raise ValueError(
+                f"SEEDANCE_RETRY_FOR is {self.retry_for:g} s and must be at least the time in"
+                " which an outcome settles, SEEDANCE_SEND_BUDGET + SEEDANCE_LATE_CREATION +"
+                f" SEEDANCE_LIST_LAG + SEEDANCE_SETTLE_MARGIN = {self.timing.settle:g} s"
             )
         shortest = max(_DAY, 10 * self.timing.settle)
         if 0 < self.retain_generations < shortest:

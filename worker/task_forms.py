@@ -19,8 +19,6 @@ _KIND = re.compile(r"[a-z_]{1,20}")
 _OF_REQUEST = ("model", "resolution", "duration")
 _CUT = "…"
 _MOST = 3
-_OTHERS = 2
-"""Where a `seedance.submit` of several has the others."""
 _ITEMS = 20
 _SUBJECTS = {"seedance.deliver": "notice", "seedance.archive": "result"}
 
@@ -29,12 +27,9 @@ def arguments(task: str, args: Sequence[Any]) -> str:
     """As `generation 0b0e7f1a-… lease 3`; empty for a task without arguments. Never raises."""
     if task == GENERATE or not args:
         return ""
-    if task == "seedance.resolve":
+    if task in ("seedance.resolve", "seedance.submit"):
         return _several(args[0])
-    told = f"{_SUBJECTS.get(task, 'generation')} {_claim(args)}"
-    if not several(args) or not isinstance(args[_OTHERS], Sequence):
-        return told
-    return f"{told} and {len(args[_OTHERS])} more"
+    return f"{_SUBJECTS.get(task, 'generation')} {_claim(args)}"
 
 
 def keywords(task: str, kwargs: Mapping[str, Any]) -> str:
@@ -54,14 +49,20 @@ def is_id(value: Any) -> bool:
     return isinstance(value, str) and _ID.fullmatch(value) is not None
 
 
-def several(args: Any) -> bool:
-    """Whether the message of a step is about more than one row."""
-    return isinstance(args, Sequence) and len(args) > _OTHERS and bool(args[_OTHERS])
+def only(args: Sequence[Any]) -> str | None:
+    """Return the id of the generation whose claim is the only one of a shared message."""
+    try:
+        [[generation_id, _]] = args[0]
+    except (TypeError, ValueError, IndexError):
+        return None
+    return generation_id if is_id(generation_id) else None
 
 
 def _several(claims: Any) -> str:
     if not isinstance(claims, Sequence) or isinstance(claims, str):
         return _CUT
+    if len(claims) == 1:
+        return f"generation {_claim(claims[0])}"
     shown = ", ".join(_claim(claim) for claim in claims[:_MOST])
     more = len(claims) - _MOST
     return f"generations {shown}" + (f" and {more} more" if more > 0 else "")

@@ -21,7 +21,7 @@ from worker.stages import accept, archive, deliver, observe, poll, resolve, subm
 from worker.upkeep import balance, catch_up, prune, reconcile
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from celery import Task
 
@@ -70,12 +70,9 @@ def upload_references(generation_id: str, lease: int) -> None:
 
 
 @app.task(name="seedance.submit")
-def submit_generations(
-    generation_id: str, lease: int, others: "Sequence[tuple[str, int]]" = ()
-) -> None:
-    """Submit a generation, and others after it."""
-    claims = [(generation_id, lease), *others]
-    submit.run(runtime(), [(uuid.UUID(one), held) for one, held in claims])
+def submit_generations(claims: list[tuple[str, int]]) -> None:
+    """Submit generations, one after the other."""
+    submit.run(runtime(), [(uuid.UUID(generation_id), lease) for generation_id, lease in claims])
 
 
 @app.task(name="seedance.poll")
@@ -128,7 +125,7 @@ def reconcile_all() -> None:
 
 @app.task(name="seedance.balance")
 def record_balance() -> None:
-    """Record the account's balance; opens the gates that it may open."""
+    """Record the account's balance, which may close breakers."""
     balance.run(runtime())
 
 

@@ -37,6 +37,19 @@ class _TooLargeError(ValueError):
 class _Robust:
     """A channel whose queues may hold anything."""
 
+    _kept_client: Any = None
+
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        """Return one client for all commands: kombu makes one for each acknowledgement, which is a
+        tenth of what a worker does.
+        """
+        if asynchronous:
+            return super()._create_client(asynchronous=True)  # type: ignore[misc]
+        pool = self.pool  # type: ignore[attr-defined]  # another one after a lost connection
+        if self._kept_client is None or self._kept_client.connection_pool is not pool:
+            self._kept_client = super()._create_client()  # type: ignore[misc]
+        return self._kept_client
+
     QoS = QoS
 
     def _brpop_read(self, **options: Any) -> Any:

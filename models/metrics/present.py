@@ -5,17 +5,20 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
-from sqlalchemy import Connection, func, select, text
+from sqlalchemy import Connection, select, text
 
-from models import schedule
+from models import workers
 from models.base import table_of
-from models.gates import GateName
+from models.flow_control import breakers
+from models.flow_control import state as flow_state
+from models.flow_control.breakers import BreakerName
+from models.flow_control.state import FlowState
 from models.lifecycle import LIVE, RESERVED, Status
 from models.metrics import pulses
 from models.metrics.definitions import AGES
 from models.metrics.totals import Classes, bucket_of, model_label, tenant_label
 from models.operating.tables import Pause
-from models.tables import LIVE_SQL, BalanceSnapshot, Gate
+from models.tables import LIVE_SQL, BalanceSnapshot
 
 _STATUSES = (Status.ACCEPTED, *sorted(LIVE))
 _RESERVED = ", ".join(repr(str(status)) for status in sorted(RESERVED))
@@ -66,11 +69,11 @@ class Present:
     ages: tuple[int, ...]
     """How many running tasks were last seen so long ago: a number for each bucket of `AGES`."""
     ages_sum: float
-    gates: Mapping[str, bool]
-    """Whether each is closed."""
+    breakers: Mapping[str, bool]
+    """Whether each is open."""
+    flow: FlowState
     paused: Mapping[str, int]
     """Pauses of submission: `all`, and how many `tenant`s."""
-    learned_limit: int | None
     reserved: Mapping[tuple[str, str], Decimal]
     """Credits set aside, by model and tenant."""
     balance: Balance | None
@@ -182,29 +185,23 @@ def read(conn: Connection, classes: Classes) -> Present:
         attention_oldest=max(0.0, float(late.oldest or 0)),
         ages=tuple(ages),
         ages_sum=ages_sum,
-        gates=_gates(conn),
+        breakers=_breakers(conn),
+        flow=flow_state.read(conn),
         paused=_paused(conn),
-        learned_limit=schedule.learned(conn),
         reserved=reserved,
         balance=_balance(conn),
         strays={"second": 0, "possible": 0} | {r.kind: r.n for r in conn.execute(_STRAYS)},
         rejected=int(conn.execute(_REJECTED).scalar_one()),
         pulses=pulses.last(conn),
-        dispatchers=pulses.dispatchers(conn),
+        dispatchers=workers.alive(conn),
         notices=_notices(conn),
         artifacts=_artifacts(conn),
     )
 
 
-def _gates(conn: Connection) -> dict[str, bool]:
-    gates = table_of(Gate).c
-    closed = conn.execute(
-        select(gates.name).where(
-            gates.closed_at.is_not(None),
-            gates.opens_at.is_(None) | (gates.opens_at > func.now()),
-        )
-    ).scalars()
-    return {str(name): False for name in GateName} | dict.fromkeys(closed, True)
+def _breakers(conn: Connection) -> dict[str, bool]:
+    opened = {str(breaker.name): True for breaker in breakers.read(conn).open}
+    return {str(name): False for name in BreakerName} | opened
 
 
 def _paused(conn: Connection) -> dict[str, int]:

@@ -8,13 +8,6 @@ from sqlalchemy.dialects.postgresql import insert
 from models.base import table_of
 from models.metrics.tables import Pulse
 
-DISPATCHER = "dispatcher"
-TELL_EVERY = 10.0
-"""Seconds between two pulses of a dispatcher."""
-
-ALIVE = 60.0
-"""A dispatcher that told so many seconds ago counts as one that works."""
-
 _p = table_of(Pulse)
 
 
@@ -30,14 +23,6 @@ def last(conn: Connection) -> dict[str, datetime]:
     """When each thing last succeeded, in whatever process."""
     rows = conn.execute(select(_p.c.name, func.max(_p.c.at)).group_by(_p.c.name))
     return {name: at for name, at in rows}  # noqa: C416  (mypy: a Row is no pair)
-
-
-def dispatchers(conn: Connection) -> int:
-    """How many dispatchers are at work."""
-    lately = func.now() - timedelta(seconds=ALIVE)
-    return conn.execute(
-        select(func.count()).select_from(_p).where(_p.c.name == DISPATCHER, _p.c.at > lately)
-    ).scalar_one()
 
 
 def forget(conn: Connection, *, after: float) -> int:

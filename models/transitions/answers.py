@@ -5,12 +5,13 @@ attempt is the row's latest.
 """
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from sqlalchemy import (
+    CTE,
     ColumnElement,
     Connection,
     Double,
@@ -68,8 +69,12 @@ def close_attempt(
     outcome: str,
     code: str | None = None,
     remote_task_id: str | None = None,
+    provider_ok: bool | None = None,
 ) -> bool:
-    """Record what became of an attempt; a definite outcome is never overwritten."""
+    """Record what became of an attempt; a definite outcome is never overwritten.
+
+    `provider_ok`: whether the answer shows the provider well (flow control); None: neither.
+    """
     a = attempts_table.c
     done = conn.execute(
         update(attempts_table)
@@ -84,6 +89,9 @@ def close_attempt(
             code=func.coalesce(storable.text(code), a.code),
             remote_task_id=remote_task_id,
             decided_at=func.now(),
+            # How the provider answered is known once; a search may decide later what it made.
+            answered_at=func.coalesce(a.answered_at, func.clock_timestamp()),
+            provider_ok=case((a.answered_at.is_(None), provider_ok), else_=a.provider_ok),
         )
     )
     return done.rowcount == 1
@@ -117,19 +125,13 @@ _ANSWERED = (
 )
 
 
-def submitted(conn: Connection, answers: Sequence[Answered]) -> list[Moved]:
+def submitted(conn: Connection, answer: Answered) -> Moved | None:
     """`submitting | uncertain | accepted | uploading → running`: the answer named the task.
 
-    Late or not, if the attempt is the row's latest. The caller flags a second task for those that
-    are not returned.
+    Late or not, if the attempt is the row's latest. Otherwise None is returned, and the caller
+    flags a second task.
     """
-    given = {"answered": [_as_parameter(answer) for answer in answers], "outcome": "submitted"}
-    moved = carry_out(conn, _submitted(), given)
-    if moved:
-        here = {one.id for one in moved}
-        given["answered"] = [_as_parameter(answer) for answer in answers if answer.id in here]
-        conn.execute(_CLOSE_ANSWERED, given)
-    return moved
+    return one(carry_out(conn, _submitted(), {"answered": [_as_parameter(answer)]}))
 
 
 def _as_parameter(answer: Answered) -> dict[str, Any]:
@@ -170,18 +172,31 @@ def _submitted() -> Prepared:
         },
         detail=func.jsonb_build_object("remote_task_id", a.task_id),
         each=_ANSWERED,
+        also=_close_answered,
     )
 
 
-_CLOSE_ANSWERED = (
-    update(attempts_table)
-    .where(
-        attempts_table.c.generation_id == _ANSWERED.c.id,
-        attempts_table.c.number == _ANSWERED.c.attempt,
-        _undecided(),
+def _close_answered(moved: CTE) -> CTE:
+    """Return the part of the statement that closes the attempt."""
+    attempts, a = attempts_table.c, _ANSWERED.c
+    return (
+        update(attempts_table)
+        .where(
+            attempts.generation_id == moved.c.id,
+            a.id == moved.c.id,
+            attempts.number == a.attempt,
+            _undecided(),
+        )
+        .values(
+            outcome="submitted",
+            remote_task_id=a.task_id,
+            decided_at=func.now(),
+            answered_at=func.clock_timestamp(),
+            provider_ok=True,
+        )
+        .returning(attempts.number)
+        .cte("closed")
     )
-    .values(outcome=bindparam("outcome"), remote_task_id=_ANSWERED.c.task_id, decided_at=func.now())
-)
 
 
 def adopt(
@@ -230,10 +245,16 @@ def doubt(
     *,
     why: str,
     code: str | None = None,
-    settle_at: Any = None,
+    search_in: float | None = None,
+    provider_ok: bool | None = None,
 ) -> Moved | None:
-    """`submitting → uncertain`: nobody knows whether the provider made a task of the POST."""
-    values: dict[str, Any] = {} if settle_at is None else {"due_at": settle_at}
+    """`submitting → uncertain`: it is unknown whether the provider made a task of the POST.
+
+    `search_in`: seconds until the task list is searched for it; without, as it is due already.
+    """
+    values: dict[str, Any] = {}
+    if search_in is not None:
+        values = {"due_at": func.least(g.due_at, in_seconds(search_in))}
     moved = one(
         move(
             conn,
@@ -247,12 +268,20 @@ def doubt(
         )
     )
     if moved is not None:
-        close_attempt(conn, generation_id, attempt, outcome="unknown", code=code)
+        close_attempt(
+            conn, generation_id, attempt, outcome="unknown", code=code, provider_ok=provider_ok
+        )
     return moved
 
 
 def not_sent(
-    conn: Connection, generation_id: uuid.UUID, attempt: int, *, wait: Wait, seconds: float
+    conn: Connection,
+    generation_id: uuid.UUID,
+    attempt: int,
+    *,
+    wait: Wait,
+    seconds: float,
+    code: str | None = None,
 ) -> Moved | None:
     """`submitting → accepted | cancelled`: the POST was certainly not written.
 
@@ -273,7 +302,11 @@ def not_sent(
     )
     status = row.status if moved is None else moved.status
     if closed_as_not_sent(status, attempt=row.attempt, unsent=attempt):
-        close_attempt(conn, generation_id, attempt, outcome="not_sent")
+        # With a code it was the provider that could not be reached, not a check that forbade it.
+        unreachable = None if code is None else False
+        close_attempt(
+            conn, generation_id, attempt, outcome="not_sent", code=code, provider_ok=unreachable
+        )
     return moved
 
 
@@ -285,6 +318,7 @@ def declined(
     code: str,
     wait: Wait,
     seconds: float,
+    provider_ok: bool | None = None,
 ) -> Moved | None:
     """`submitting → accepted | cancelled`: a definite refusal that may be otherwise later."""
     code = storable.text(code) or ""
@@ -302,7 +336,9 @@ def declined(
         detail={"code": code},
     )
     if moved is not None:
-        close_attempt(conn, generation_id, attempt, outcome="refused", code=code)
+        close_attempt(
+            conn, generation_id, attempt, outcome="refused", code=code, provider_ok=provider_ok
+        )
     return moved
 
 
@@ -338,7 +374,13 @@ def _take_back(
 
 
 def refused(
-    conn: Connection, generation_id: uuid.UUID, attempt: int, *, code: str, message: str
+    conn: Connection,
+    generation_id: uuid.UUID,
+    attempt: int,
+    *,
+    code: str,
+    message: str,
+    provider_ok: bool = True,
 ) -> Moved | None:
     """`submitting → failed`: the provider refused the work itself. Final, never reworded."""
     code = storable.text(code) or UNSPECIFIED
@@ -356,5 +398,7 @@ def refused(
         )
     )
     if moved is not None:
-        close_attempt(conn, generation_id, attempt, outcome="refused", code=code)
+        close_attempt(
+            conn, generation_id, attempt, outcome="refused", code=code, provider_ok=provider_ok
+        )
     return moved

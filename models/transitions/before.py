@@ -8,7 +8,9 @@ from functools import cache
 from typing import Any
 
 from sqlalchemy import (
+    CTE,
     BigInteger,
+    Boolean,
     ColumnElement,
     Connection,
     Integer,
@@ -18,6 +20,8 @@ from sqlalchemy import (
     bindparam,
     column,
     func,
+    insert,
+    select,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
@@ -32,6 +36,7 @@ from models.transitions.core import (
     Moved,
     Prepared,
     Values,
+    attempts_table,
     carry_out,
     fenced,
     g,
@@ -58,6 +63,8 @@ def _admit() -> Prepared:
         values={
             "lease": g.lease + 1,
             "due_at": in_given("leased_for"),
+            "leased_until": in_given("leased_for"),
+            "claimed_by": None,
             "blocked_by": None,
             **NO_WAIT,
         },
@@ -105,25 +112,39 @@ def put_back(
 
 @dataclass(frozen=True)
 class Intending:
-    """A generation that is to be submitted, and under which lease it is held."""
+    """A generation that is to be submitted, the lease it is held under, and its attempt."""
 
     id: uuid.UUID
     lease: int
     attempt: int
     fingerprint: str
+    seed: int
+    seed_drawn: bool
+    callback_digest: bytes | None = None
 
 
-def intend(conn: Connection, these: Sequence[Intending], *, settle_seconds: float) -> list[Moved]:
-    """`uploading → submitting`: committed before the POST; due again when it must be settled."""
+def intend(conn: Connection, intending: Intending, *, settle_seconds: float) -> Moved | None:
+    """`uploading → submitting`: committed before the POST, with its attempt.
+
+    Due again when the attempt has settled. Raises IntegrityError where another generation in doubt
+    has the fingerprint, or another attempt the drawn seed.
+    """
+    digest = intending.callback_digest
+    row = {
+        "id": str(intending.id),
+        "lease": intending.lease,
+        "attempt": intending.attempt,
+        "fingerprint": intending.fingerprint,
+        "seed": intending.seed,
+        "drawn": intending.seed_drawn,
+        "digest": None if digest is None else digest.hex(),
+    }
     given = {
-        "intending": [
-            {"id": str(i.id), "lease": i.lease, "attempt": i.attempt, "fingerprint": i.fingerprint}
-            for i in these
-        ],
+        "intending": [row],
         "settles_in": timedelta(seconds=settle_seconds),
         "detail": None,
     }
-    return carry_out(conn, _intend(), given)
+    return one(carry_out(conn, _intend(), given))
 
 
 _INTENDING = (
@@ -133,6 +154,9 @@ _INTENDING = (
         column("lease", BigInteger),
         column("attempt", Integer),
         column("fingerprint", Text),
+        column("seed", BigInteger),
+        column("drawn", Boolean),
+        column("digest", Text),
         name="intending",
     )
     .render_derived(with_types=True)
@@ -155,7 +179,25 @@ def _intend() -> Prepared:
         },
         detail=GIVEN_DETAIL,
         each=_INTENDING,
+        also=_store_attempt,
     )
+
+
+def _store_attempt(moved: CTE) -> CTE:
+    """Return the part of the statement that stores the attempt."""
+    i = _INTENDING.c
+    stored = insert(attempts_table).from_select(
+        [
+            *("generation_id", "number", "seed", "seed_drawn", "fingerprint"),
+            *("callback_digest", "settle_at"),
+        ],
+        select(
+            *(moved.c.id, i.attempt, i.seed, i.drawn, i.fingerprint),
+            func.decode(i.digest, "hex"),
+            in_given("settles_in"),
+        ).where(i.id == moved.c.id),
+    )
+    return stored.returning(attempts_table.c.number).cte("stored")
 
 
 def reject(

@@ -1,12 +1,13 @@
 """What every transition is made of: lock and compare, set, tell, book, in one statement."""
 
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import (
+    CTE,
     ColumnElement,
     Connection,
     FromClause,
@@ -14,6 +15,7 @@ from sqlalchemy import (
     Select,
     bindparam,
     case,
+    exists,
     func,
     insert,
     literal,
@@ -158,11 +160,13 @@ def prepare(
     sources: frozenset[Status] | None = None,
     skip_locked: bool = False,
     each: FromClause | None = None,
+    also: Callable[[CTE], CTE] | None = None,
     stores: bool = False,
 ) -> Prepared:
     """Build the statement of `move`. `stores`: results are to be archived.
 
-    `each` has a row for each generation, by `id`, that `values` and `detail` may draw on.
+    `each` has a row for each generation, by `id`, that `values` and `detail` may draw on. `also`
+    makes a further part of the statement from the rows that moved.
     """
     transition = TRANSITIONS[event]
     leaving = transition.sources if sources is None else transition.sources & sources
@@ -215,17 +219,37 @@ def prepare(
         .returning(events_table.c.id, events_table.c.generation_id)
         .cte("told")
     )
-    also = [told]
+    parts = [told]
     booked = ledger.on_move(event, leaving, transition.target, moved, told)
     if booked is not None:
-        also.append(booked)
+        parts.append(booked)
     if stores:
-        also.append(artifacts.on_move(moved))
+        parts.append(artifacts.on_move(moved))
+    if also is not None:
+        parts.append(also(moved))
     m = moved.c
     query = select(
-        m.id, m.from_status, m.lease, m.attempt, m.fingerprint, m.waited, m.noticed
-    ).add_cte(*also)
+        m.id,
+        m.from_status,
+        m.lease,
+        m.attempt,
+        m.fingerprint,
+        m.waited,
+        m.noticed,
+        _blocks(m.fingerprint).label("blocks"),
+    ).add_cte(*parts)
     return Prepared(event, query)
+
+
+def _blocks(fingerprint: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Return a condition: some generation waits for one with this fingerprint."""
+    w = generations.alias("waiter").c
+    return exists().where(
+        w.finished_at.is_(None),
+        w.fingerprint == fingerprint,
+        w.status == Status.ACCEPTED,
+        w.blocked_by.is_not(None),
+    )
 
 
 def carry_out(conn: Connection, prepared: Prepared, parameters: Mapping[str, Any]) -> list[Moved]:
@@ -244,9 +268,8 @@ def carry_out(conn: Connection, prepared: Prepared, parameters: Mapping[str, Any
         for row in rows
     ]
     if transition.target not in IN_DOUBT:
-        _wake_waiters(
-            conn, {row.fingerprint for row in result if row.from_status in IN_DOUBT} - {None}
-        )
+        freed = {row.fingerprint for row in rows if row.blocks and row.from_status in IN_DOUBT}
+        _wake_waiters(conn, freed)
     notices.write(conn, [row.id for row in rows if row.noticed])
     for waited in (row.id for row in rows if row.waited):
         conn.execute(select(func.pg_notify(MOVED, str(waited))))
@@ -304,7 +327,8 @@ _WAKE = text(
             SELECT id FROM generations
             WHERE finished_at IS NULL AND fingerprint = mark
               AND status = '{Status.ACCEPTED}' AND blocked_by IS NOT NULL
-            ORDER BY created_at LIMIT 1 FOR UPDATE SKIP LOCKED
+            -- With the id, as admission orders them: many have the time of one transaction.
+            ORDER BY created_at, id LIMIT 1 FOR UPDATE SKIP LOCKED
         ) w
     )
     UPDATE generations SET blocked_by = NULL, wait_reason = NULL, wait_detail = NULL, due_at = now()

@@ -1,5 +1,6 @@
 """Transitions out of doubt: two complete readings found nothing, or an operator decided."""
 
+import math
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from sqlalchemy import (
 )
 
 from models.decisions import after_absence
-from models.lifecycle import TOO_MANY, TRANSITIONS, Event
+from models.lifecycle import TRANSITIONS, Event
 from models.transitions.answers import close_attempt
 from models.transitions.core import (
     CALM,
@@ -20,7 +21,6 @@ from models.transitions.core import (
     cancelled,
     fenced,
     g,
-    in_seconds,
     lock,
     move,
     one,
@@ -34,22 +34,23 @@ def absent(
     *,
     max_attempts: int,
     detail: Mapping[str, Any],
-    seconds: float = 0.0,
+    retry_for: float = math.inf,
 ) -> Moved | None:
     """`uncertain → accepted | cancelled | failed`: no remote task exists for any attempt.
 
-    Only attempts that ended this way count against `max_attempts`; refusals burn none, and
-    neither does one that the provider had too many tasks for.
+    `max_attempts` bounds the attempts without any answer of the provider; those that it answered
+    with a code of its own are repeated for `retry_for` seconds from the first attempt.
     """
     a = attempts_table.c
     row = lock(conn, generation_id)
     if row is None:
         return None
-    mine, vain = a.number == attempt, a.code.is_distinct_from(TOO_MANY)
-    before, counts = conn.execute(
+    mine, lost = a.number == attempt, a.code.is_(None)
+    before, counts, since = conn.execute(
         select(
-            func.count().filter(~mine, a.outcome == "absent", vain),
-            func.count().filter(mine, vain),
+            func.count().filter(~mine, a.outcome == "absent", lost),
+            func.count().filter(mine, lost),
+            func.extract("epoch", func.now() - func.min(a.started_at)),
         ).where(a.generation_id == generation_id)
     ).one()
     event = after_absence(
@@ -57,6 +58,7 @@ def absent(
         absent_before=before,
         max_attempts=max_attempts,
         counts=counts > 0,
+        too_long=float(since or 0) > retry_for,
     )
     guards = fenced(Event.ABSENT, generation_id, attempt=attempt)
     moved = None
@@ -69,11 +71,12 @@ def absent(
             values: dict[str, Any] = {
                 "lease": g.lease + 1,
                 "error_code": "SUBMIT_ATTEMPTS_EXHAUSTED",
-                "error_message": f"{before + 1} attempts, and the provider made no task of any",
+                "error_message": f"{attempt} attempts in {float(since or 0):.0f} s, and the"
+                " provider made no task of any",
             }
             moved = one(move(conn, event, *guards, values=values, detail=detail))
         case _:
-            values = {**CALM, "lease": g.lease + 1, "due_at": in_seconds(seconds)}
+            values = {**CALM, "lease": g.lease + 1, "due_at": func.now()}
             moved = one(move(conn, event, *guards, values=values, detail=detail))
     if moved is not None:
         close_attempt(conn, generation_id, attempt, outcome="absent")

@@ -16,7 +16,9 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from models import gates, transitions
+from models import transitions
+from models.flow_control import breakers
+from models.flow_control.breakers import BreakerName
 from tests.waiting import wait_for
 from worker.cli import run
 
@@ -102,7 +104,7 @@ def test_from_enqueued_to_paid(cli: Cli, service: Any, sim: Any) -> None:
     assert now["waiting"]["by_reason"]["concurrency"] == 0
     assert now["credits"]["charged_today"] == done["credit_cost"]
     assert [view["id"] for view in now["newest"]] == [refused_id, done["id"]]
-    assert (now["by_status"]["completed"], now["in_flight"], now["gates"]) == (1, 0, {})
+    assert (now["by_status"]["completed"], now["in_flight"], now["breakers"]) == (1, 0, {})
     assert cli("watch", "--for", "0").count("\n") == 1
 
     [cost] = cli.json("cost", "--by", "tenant", "--by", "model", "--since", "1h")
@@ -403,11 +405,11 @@ def test_doctor_names_the_cause(name: str, cli: Cli, monkeypatch: pytest.MonkeyP
 def test_doctor_warns(cli: Cli, rt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEEDANCE_LESE", "60")
     with rt.engine.begin() as conn:
-        gates.close(conn, gates.GateName.CREDIT, "INSUFFICIENT_CREDIT: none left")
+        breakers.trip(conn, BreakerName.CREDIT, "INSUFFICIENT_CREDIT: none left", probe_in=60)
     checks = {check["name"]: check for check in cli.json("doctor")}
     assert checks["settings"]["level"] == "ok"
-    assert "none left" in checks["gates"]["found"]
-    assert checks["gates"]["level"] == "warn"
+    assert "none left" in checks["breakers"]["found"]
+    assert checks["breakers"]["level"] == "warn"
     assert checks["workers"]["level"] == "warn"
     assert "SEEDANCE_LESE" in cli("doctor")
 

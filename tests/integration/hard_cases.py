@@ -1,20 +1,21 @@
 """What the hard cases share: requests, intents without their POST, and time that has passed."""
 
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import text
 
-from api_client.answers import Submitted
+from api_client import GenerationRequest, Submitted
 from models import submission, transitions
 from models.lifecycle import Observation, Status
 from models.reads import GenerationView
 from models.submission import Held, Intent
 from models.wait_reasons import REQUEST_RATE
 from tests.integration.conftest import Steps
-from worker.runtime import Runtime
+from worker.runtime import Runtime, waking_clock
 from worker.stages import submit
 
 REQUEST: dict[str, Any] = {"content": [{"type": "text", "text": "a cat"}]}
@@ -60,7 +61,20 @@ def intended(
 def answered(rt: Runtime, intent: Intent, task_id: str = "T1", **shown: Any) -> None:
     """The answer to an intent's POST arrives."""
     values = {"task_id": task_id, "status": "processing", **shown}
-    submit.record_answers(rt, [(intent, Submitted.model_validate(values))])
+    client = _Answers(Submitted.model_validate(values))
+    submit._Post(replace(rt, client=client), intent, waking_clock()).send(  # type: ignore[arg-type]
+        GenerationRequest.model_validate(REQUEST)
+    )
+
+
+class _Answers:
+    """A client whose POST was sent already, and is answered now."""
+
+    def __init__(self, answer: Submitted) -> None:
+        self._answer = answer
+
+    def submit(self, *args: Any, **options: Any) -> Submitted:
+        return self._answer
 
 
 def found_absent(rt: Runtime, generation_id: uuid.UUID, *, attempt: int = 1, most: int = 5) -> None:

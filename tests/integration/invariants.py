@@ -20,6 +20,9 @@ from sqlalchemy import Row, text
 import simulator
 from api_client import GenerationRequest, SeedanceClient, Submitted
 from models import reads, watch
+from models.flow_control import breakers
+from models.flow_control import state as flow_state
+from models.flow_control.state import FlowState
 from models.ledger import reading
 from models.lifecycle import RESERVED, TERMINAL, TRANSITIONS, Event, Note, Status
 from models.reads import AttemptView, GenerationView, StrayView
@@ -147,13 +150,21 @@ class Lab(Steps):
     def kinds(self) -> list[str]:
         return sorted(stray.kind for stray in self.strays())
 
-    def gates(self) -> set[str]:
-        """The names of the closed gates."""
+    def breakers(self) -> set[str]:
+        """Return the names of the open breakers."""
         with self.rt.engine.connect() as conn:
-            return set(reads.summary(conn).gates)
+            return {str(one.name) for one in breakers.read(conn).open}
 
-    def open_gates(self) -> None:
-        self.sql("DELETE FROM gates")
+    def flow(self) -> FlowState:
+        """Return the account's flow control."""
+        with self.rt.engine.connect() as conn:
+            return flow_state.read(conn)
+
+    def calm(self) -> None:
+        """Forget what was found out about the account: breakers closed, nothing limited."""
+        self.sql("DELETE FROM breakers")
+        self.sql("DELETE FROM flow_control")
+        self.rt.flow.update(FlowState())
 
     @property
     def posts(self) -> int:
@@ -337,12 +348,6 @@ class HeldAnswer:
             return answer
 
         return held
-
-
-def quick(rt: Runtime) -> None:
-    """POSTs were answered at once so far, so many share messages and transactions."""
-    for _ in range(60):
-        rt.pace.took(0.0)
 
 
 @contextmanager

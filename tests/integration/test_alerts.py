@@ -22,15 +22,16 @@ from sqlalchemy import Connection, Engine, insert, text
 from api_client import RequestSeen
 from api_client.observing import Outcome
 from api_client.verdicts import Endpoint
-from models import gates, intake
-from models.gates import GateName
+from models import intake
+from models.flow_control import breakers, evidence
+from models.flow_control.breakers import BreakerName
 from models.lifecycle import Status
 from models.metrics import definitions as d
 from models.metrics import pulses, totals
 from models.metrics.definitions import SUM
 from models.metrics.totals import Sample
 from models.operating.tables import Pause
-from models.tables import BalanceSnapshot, LearnedLimit, RejectedMessage, StrayTask
+from models.tables import BalanceSnapshot, RejectedMessage, StrayTask
 from tests import promql
 from tests.conftest import MakeRuntime
 from tests.integration import rows
@@ -84,12 +85,35 @@ def attention(conn: Connection) -> None:
     conn.execute(text("UPDATE generations SET attention = '?', attention_at = now()"))
 
 
-def close(name: GateName) -> Callable[[Connection], None]:
-    return lambda conn: gates.close(conn, name, "for a test", probe_in=30) and None
+def trip(name: BreakerName) -> Callable[[Connection], None]:
+    return lambda conn: breakers.trip(conn, name, "for a test", probe_in=30) and None
 
 
-def backoff(conn: Connection) -> None:
-    gates.close(conn, GateName.BACKOFF, "SERVICE_BUSY", opens_in=600)
+outage = sql(
+    "INSERT INTO flow_control (account, failed_at, outage_since, probe_at, reason)"
+    " VALUES ('default', now(), now(), now(), 'SERVICE_BUSY') ON CONFLICT (account)"
+    " DO UPDATE SET failed_at = now(), outage_since = now(), probe_at = now()"
+)
+
+
+def throttle(conn: Connection) -> None:
+    evidence.throttled(conn, measured=10.0, retry_after=300.0, reason="RATE_LIMIT_EXCEEDED")
+
+
+def slowed(conn: Connection) -> None:
+    """Throttled a while ago: no pause any more, and a rate that recovers."""
+    throttle(conn)
+    conn.execute(
+        text("UPDATE flow_control SET resume_at = now() - interval '5 s', rate_changed_at = now()")
+    )
+
+
+too_many = sql(
+    "INSERT INTO flow_control (account, concurrency, concurrency_refused, concurrency_changed_at)"
+    " VALUES ('default', 3, 4, now()) ON CONFLICT (account) DO UPDATE"
+    " SET concurrency = 3, concurrency_refused = 4, concurrency_changed_at = now()"
+)
+at_work = sql("INSERT INTO workers (name, locked) VALUES ('w1', false)")
 
 
 def paused(conn: Connection) -> None:
@@ -191,7 +215,7 @@ class Case:
 
 
 CASES = {
-    "SeedanceNoDispatcher": Case(sql("DELETE FROM pulses WHERE name = 'dispatcher'")),
+    "SeedanceNoDispatcher": Case(sql("DELETE FROM workers")),
     "SeedanceUpkeepStopped": Case(sql("UPDATE pulses SET at = at - interval '4 hours'")),
     "SeedanceStepsLate": Case(
         make(Status.RUNNING, due_at=text("now() - interval '10 min'"))  # type: ignore[arg-type]
@@ -199,8 +223,9 @@ CASES = {
     "SeedanceWaitingLong": Case(accepted_long_ago),
     "SeedanceUncertainMany": Case(make(Status.UNCERTAIN, 6)),
     "SeedanceAttention": Case(attention),
-    "SeedanceGateClosed": Case(close(GateName.API_KEY)),
-    "SeedanceBackoffLong": Case(backoff),
+    "SeedanceBreakerOpen": Case(trip(BreakerName.API_KEY)),
+    "SeedanceProviderOutage": Case(outage),
+    "SeedanceThrottledLong": Case(slowed, again=True),
     "SeedancePausedLong": Case(paused),
     "SeedanceCreditsLow": Case(spent),
     "SeedanceFailures": Case(failures, again=True),
@@ -222,7 +247,7 @@ def healthy(conn: Connection) -> None:
     """A service that has done this and that, and is well."""
     for what in ("reconcile", "balance", "prune"):
         pulses.tell(conn, what)
-    pulses.tell(conn, pulses.DISPATCHER, "w1")
+    at_work(conn)
     balance(conn, remain=900)
     intake.accept(conn, new_generation(text_request()))
     rows.make(conn, Status.RUNNING, observed_at=text("now()"))
@@ -333,22 +358,80 @@ def test_the_first_requests_to_an_endpoint_are_slow_ones(rt: Runtime) -> None:
     assert [dict(labels)["endpoint"] for labels in found] == ["cancel"]
 
 
-def test_a_backoff_that_opens_between_two_refusals_is_one_outage(rt: Runtime) -> None:
-    """Its time is up every few minutes; until the next refusal nothing is held back."""
-    expression = ALERTS["SeedanceBackoffLong"]["expr"]
+@pytest.mark.parametrize("name", BreakerName)
+def test_each_open_breaker_alerts_under_its_name(name: BreakerName, rt: Runtime) -> None:
+    with rt.engine.begin() as conn:
+        healthy(conn)
+        trip(name)(conn)
+    recording = Recording()
+    recording.scrape(0, read(rt.engine, rt))
+    found = promql.evaluate(ALERTS["SeedanceBreakerOpen"]["expr"], recording, 0)
+    assert isinstance(found, dict)
+    assert [dict(labels)["breaker"] for labels in found] == [str(name)]
+
+
+def scrapes(rt: Runtime, condition: Callable[[Connection], None]) -> tuple[bytes, bytes]:
+    """What is served of a healthy service, and while a condition is true."""
     with rt.engine.begin() as conn:
         healthy(conn)
     well = read(rt.engine, rt)
     with rt.engine.begin() as conn:
-        backoff(conn)
-    closed = read(rt.engine, rt)
+        condition(conn)
+    return well, read(rt.engine, rt)
+
+
+@pytest.mark.parametrize(
+    ("name", "condition"),
+    [("SeedanceProviderOutage", outage), ("SeedanceThrottledLong", throttle)],
+)
+def test_trouble_that_is_interrupted_for_moments_is_one_alert(
+    name: str, condition: Callable[[Connection], None], rt: Runtime
+) -> None:
+    """A probe succeeds now and then, or a pause ends: until the next refusal all seems well."""
+    expression = ALERTS[name]["expr"]
+    well, troubled = scrapes(rt, condition)
     recording = Recording()
     times = [n * MINUTE for n in range(40)]
     for minute, at in enumerate(times):
-        refused = minute < 20 and minute % 4
-        recording.scrape(at, closed if refused else well)
+        in_trouble = minute < 20 and minute % 4
+        recording.scrape(at, troubled if in_trouble else well)
     assert promql.holds(expression, recording, times[1:20])
     assert not promql.evaluate(expression, recording, times[26])
+
+
+def test_flow_control_is_served_as_it_is(rt: Runtime) -> None:
+    with rt.engine.begin() as conn:
+        healthy(conn)
+        outage(conn)
+        throttle(conn)
+        too_many(conn)
+        trip(BreakerName.CREDIT)(conn)
+    recording = Recording()
+    recording.scrape(0, read(rt.engine, rt))
+
+    def value(expression: str) -> float:
+        found = promql.evaluate(expression, recording, 0)
+        assert isinstance(found, dict)
+        [value] = found.values()
+        return value
+
+    assert value("seedance_outage") == 1
+    assert value("seedance_throttled_seconds") == pytest.approx(300, abs=10)
+    assert value("seedance_request_rate_limit") == pytest.approx(7, abs=1)
+    assert value("seedance_concurrency_limit") == 3
+    assert value('seedance_breaker_open{breaker="credit"}') == 1
+    assert value('seedance_breaker_open{breaker="api_key"}') == 0
+
+
+def test_without_evidence_no_limit_is_served(rt: Runtime) -> None:
+    with rt.engine.begin() as conn:
+        healthy(conn)
+    recording = Recording()
+    recording.scrape(0, read(rt.engine, rt))
+    for name in ("seedance_request_rate_limit", "seedance_concurrency_limit"):
+        assert not promql.evaluate(name, recording, 0), name
+    for name in ("seedance_outage", "seedance_throttled_seconds"):
+        assert list(promql.evaluate(name, recording, 0).values()) == [0]  # type: ignore[union-attr]
 
 
 def test_silence_is_noticed() -> None:
@@ -420,7 +503,7 @@ def served(rt: Runtime) -> dict[str, set[str]]:
             (d.RUNNING.name, ("completed", "seedance-2.0"), 0, 1),
         )
         pulses.tell(conn, "prune")
-        conn.execute(insert(LearnedLimit).values(name="in_flight", value=3))
+        too_many(conn)
     recording = Recording()
     recording.scrape(0, read(rt.engine, rt))
     found: dict[str, set[str]] = {}

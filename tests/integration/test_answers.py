@@ -5,9 +5,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from models import gates
-from models.gates import GateName
 from models.lifecycle import Status
+from models.wait_reasons import WaitReason
 from tests.integration.conftest import text_request
 from tests.integration.invariants import in_background, laboratory
 from worker.stages import submit
@@ -23,36 +22,40 @@ def lab(make_runtime, sim, caplog):
 
 
 class Row(NamedTuple):
-    """A fault of the submit, and what must stand in the database after it."""
+    """A fault of the submit, and what the database must hold after it."""
 
     kind: str
     params: dict[str, Any]
     status: Status
     outcome: str
-    gate: str | None = None
+    breaker: str | None = None
     tasks: int = 0
     code: str | None = None
+    throttled: bool = False
+    """Whether all requests wait."""
+    ok: bool | None = None
+    """Whether flow control takes it for a success of the provider; None: for neither."""
 
 
-def error(code: str, status: Status, outcome: str, gate: str | None = None) -> Row:
-    return Row("error", {"code": code}, status, outcome, gate, 0, code)
+def error(code: str, status: Status, outcome: str, **expected: Any) -> Row:
+    return Row("error", {"code": code}, status, outcome, code=code, **expected)
 
 
 ENVELOPE = [
-    error("INVALID_API_KEY", A, "refused", "api_key"),
-    error("INSUFFICIENT_CREDIT", A, "refused", "credit"),
-    error("INVALID_PARAMETER", F, "refused"),
-    error("MISSING_PARAMETER", F, "refused"),
-    error("CONTENT_MODERATION_FAILED", F, "refused"),
-    error("COPYRIGHT_VIOLATION", F, "refused"),
-    error("PRIVACY_VIOLATION", F, "refused"),
+    error("INVALID_API_KEY", A, "refused", breaker="api_key"),
+    error("INSUFFICIENT_CREDIT", A, "refused", breaker="credit"),
+    error("INVALID_PARAMETER", F, "refused", ok=True),
+    error("MISSING_PARAMETER", F, "refused", ok=True),
+    error("CONTENT_MODERATION_FAILED", F, "refused", ok=True),
+    error("COPYRIGHT_VIOLATION", F, "refused", ok=True),
+    error("PRIVACY_VIOLATION", F, "refused", ok=True),
     error("CONCURRENCY_LIMIT_REACHED", U, "unknown"),
-    error("RATE_LIMIT_EXCEEDED", A, "refused", "backoff"),
-    error("SERVICE_BUSY", A, "refused", "backoff"),
-    error("CREDIT_DEDUCT_FAILED", U, "unknown"),
-    error("TASK_SUBMIT_FAILED", U, "unknown"),
-    error("VIDEO_DOWNLOAD_FAILED", U, "unknown"),
-    error("INTERNAL_ERROR", U, "unknown"),
+    error("RATE_LIMIT_EXCEEDED", A, "refused", throttled=True),
+    error("SERVICE_BUSY", A, "refused", ok=False),
+    error("CREDIT_DEDUCT_FAILED", U, "unknown", ok=False),
+    error("TASK_SUBMIT_FAILED", U, "unknown", ok=False),
+    error("VIDEO_DOWNLOAD_FAILED", U, "unknown", ok=False),
+    error("INTERNAL_ERROR", U, "unknown", ok=False),
 ]
 """Answers with the provider's own envelope: they mean the same under any HTTP status."""
 
@@ -66,12 +69,12 @@ OTHER = [
     Row("error", {"code": "NEVER_HEARD_OF", "status": 500}, U, "unknown"),
     Row("error", {"code": "NEVER_HEARD_OF", "status": 418}, F, "refused"),
     Row("bare", {"status": 408}, U, "unknown"),
-    Row("bare", {"status": 429}, U, "unknown"),
+    Row("bare", {"status": 429}, U, "unknown", throttled=True),
     Row("bare", {"status": 500}, U, "unknown"),
     Row("bare", {"status": 502}, U, "unknown"),
     Row("bare_after", {"status": 408}, U, "unknown", tasks=1),
-    Row("bare_after", {"status": 429}, U, "unknown", tasks=1),
-    Row("bare_after", {"status": 503, "retry_after": 1}, U, "unknown", tasks=1),
+    Row("bare_after", {"status": 429}, U, "unknown", tasks=1, throttled=True),
+    Row("bare_after", {"status": 503, "retry_after": 1}, U, "unknown", tasks=1, throttled=True),
     Row("bare_after", {"status": 504}, U, "unknown", tasks=1),
     # Without the provider's envelope nothing is a definite refusal: a proxy may have answered.
     Row("redirect", {"status": 307}, U, "unknown"),
@@ -118,25 +121,37 @@ def follow(lab, row):
     assert len(lab.sim.tasks()) == row.tasks
     [attempt] = lab.attempts(generation_id)
     assert attempt.outcome == row.outcome
-    assert lab.gates() == ({row.gate} if row.gate else set())
-    if row.gate is not None:
-        wait = gates.wait_for(GateName(row.gate))
-        assert (view.wait_reason, view.wait_detail) == (wait.reason, wait.detail)
+    assert lab.breakers() == ({row.breaker} if row.breaker else set())
+    assert (lab.flow().resume_in > 0) is row.throttled
+    if row.breaker is not None:
+        assert view.wait_reason is WaitReason.BREAKER
+        assert view.wait_detail == {"breaker": row.breaker}
+    elif row.status is A:
+        assert (view.wait_reason, view.wait_detail) == (WaitReason.RETRY, {"code": row.code})
+    if row.kind == "error" and row.code:
+        assert provider_ok(lab, generation_id) is row.ok
     if row.code is not None:
         assert attempt.code == row.code
     if view.status is F:
         assert view.error_code == (row.code or row.params.get("code") or "HTTP_307")
         assert view.credit_cost in (None, 0)
         return
+    lab.calm()
     if view.status is U:
         expected = Outcome.ADOPTED if row.tasks else Outcome.ABSENT
         assert lab.resolve(generation_id) is expected
     if lab.get(generation_id).status is A:
-        lab.open_gates()
         assert lab.send_again(generation_id).status is R
         assert lab.posts == 2
     lab.complete(generation_id)
     assert len(lab.sim.tasks()) == 1
+
+
+def provider_ok(lab, generation_id):
+    """Return whether flow control counts the only attempt as a success of the provider."""
+    return lab.value(
+        "SELECT provider_ok FROM submit_attempts WHERE generation_id = :id", id=generation_id
+    )
 
 
 def test_an_answer_that_takes_too_long(lab):
@@ -154,7 +169,7 @@ def test_an_answer_that_takes_too_long(lab):
 @pytest.mark.parametrize(
     "address", ["http://127.0.0.1:9", "http://no-such-host.invalid", "https://127.0.0.1:9"]
 )
-def test_what_was_never_sent_is_sent_again(lab, address):
+def test_an_unreachable_provider_puts_it_back_and_counts_as_failing(lab, address):
     good = lab.rt
     lab.rt = lab.make_runtime(api_base_url=address)
 
@@ -163,10 +178,12 @@ def test_what_was_never_sent_is_sent_again(lab, address):
     view = lab.get(generation_id)
     assert view.status is A
     assert lab.outcomes(generation_id) == ["not_sent"]
-    assert lab.gates() == {"backoff"}
+    assert (view.wait_reason, view.wait_detail) == (WaitReason.RETRY, {"code": "UNREACHABLE"})
+    assert provider_ok(lab, generation_id) is False
+    assert lab.flow().failed_ago is not None
+    assert lab.breakers() == set()
     assert lab.posts == 0
     lab.rt = good
-    lab.open_gates()
     assert lab.send_again(generation_id).status is R
     lab.complete(generation_id)
 
@@ -181,27 +198,12 @@ def test_a_server_that_speaks_no_tls_was_never_sent_anything(lab):
     assert lab.posts == 0
 
 
-@pytest.mark.parametrize("kind", ["rate_limited", "service_busy"])
-def test_a_refusal_holds_everybody_for_as_long_as_it_says(lab, kind):
-    lab.sim.fault("submit", kind, times=1, retry_after=77)
-
-    generation_id = lab.send()
-    other = lab.send("a dog")
-
-    seconds = lab.value("SELECT extract(epoch FROM opens_at - now()) FROM gates")
-    assert 60 < seconds <= 77
-    for view in (lab.get(generation_id), lab.get(other)):
-        assert (view.wait_reason, view.wait_detail) == ("rate", {"cause": "backoff"})
-    assert lab.history(other) == ["accept", "admit", "put_back"]
-    assert lab.posts == 1
-
-
 def test_a_402_keeps_the_estimate_that_was_refused(lab):
     lab.sim.fault("submit", "error", code="INSUFFICIENT_CREDIT", times=1)
 
     generation_id = lab.send(resolution="1080p", duration=10)
 
-    assert lab.value("SELECT refused_estimate FROM gates") == Decimal(45)
+    assert lab.value("SELECT refused_estimate FROM breakers") == Decimal(45)
     assert lab.get(generation_id).estimated_cost == Decimal(45)
 
 
@@ -214,7 +216,7 @@ def test_a_limit_is_learned_and_never_falls_below_one(lab):
     second = lab.send("second")
 
     assert lab.get(second).status is U
-    assert lab.value("SELECT value FROM learned_limits") == 1
+    assert lab.value("SELECT concurrency FROM flow_control") == 1
     assert lab.resolve(second) is Outcome.ABSENT
     lab.complete(first)
     assert lab.send_again(second).status is R
@@ -232,21 +234,23 @@ def test_the_refused_prompt_of_the_document_is_final(lab):
     assert lab.posts == 1
 
 
-def test_endless_submit_failures_are_bounded(lab):
-    lab.rt = lab.make_runtime(max_attempts=3)
+def test_endless_submit_failures_are_bounded_in_time_and_not_in_number(lab):
+    lab.rt = lab.make_runtime(max_attempts=2, retry_for=3600.0)
     lab.sim.fault("submit", "error", code="TASK_SUBMIT_FAILED")
 
     generation_id = lab.send()
-    for _ in range(2):
+    for _ in range(3):
         assert lab.resolve(generation_id) is Outcome.ABSENT
-        lab.send_again(generation_id)
+        assert lab.send_again(generation_id).status is Status.UNCERTAIN
+    lab.sql("UPDATE submit_attempts SET started_at = started_at - interval '2 h'")
     assert lab.resolve(generation_id) is Outcome.ABSENT
 
     view = lab.get(generation_id)
     assert view.status is F
     assert view.error_code == "SUBMIT_ATTEMPTS_EXHAUSTED"
-    assert lab.posts == 3
-    assert len({attempt.seed for attempt in lab.attempts(generation_id)}) == 3
+    assert "4 attempts in 72" in (view.error_message or "")
+    assert lab.posts == 4
+    assert len({attempt.seed for attempt in lab.attempts(generation_id)}) == 4
 
 
 def test_the_answer_that_comes_late_but_in_time_counts(lab):

@@ -297,13 +297,13 @@ def test_a_task_that_a_callback_names_is_adopted_by_its_mark_alone(lab):
     lab.complete(generation_id)
 
 
-def test_a_seed_that_the_producer_fixed_proves_nothing_before_it_settles(lab):
-    lab.rt = lab.make_runtime(key_exclusive=True)
+def test_a_callback_proves_nothing_for_a_seed_that_the_producer_fixed(lab):
     generation_id = lab.in_doubt(seed=7)
     call(lab, address(lab), task_id=lab.submitted_tasks()[0]["task_id"])
     [claim] = lab.due()
     assert resolve.run(lab.rt, [(claim.id, claim.lease)]) == {generation_id: Outcome.EARLY}
     assert lab.sim.received("get") == 0
+    lab.rt = lab.make_runtime(key_exclusive=True)
     assert lab.resolve(generation_id) is Outcome.ADOPTED
     lab.complete(generation_id)
 
@@ -358,7 +358,7 @@ def test_a_refusal_that_was_called_back_is_not_sent_again(lab):
     lab.sim.fault("submit", "service_busy", times=1)
     generation_id = lab.send()
     assert lab.get(generation_id).status is Status.ACCEPTED
-    lab.open_gates()
+    lab.calm()
     call(lab, address(lab))
     view = lab.send_again(generation_id)
     assert (view.status, lab.posts) == (Status.ACCEPTED, 1)

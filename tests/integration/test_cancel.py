@@ -121,7 +121,7 @@ def test_refused_for_now_while_a_cancel_was_asked(lab):
     lab.sim.fault("submit", "rate_limited", times=1)
     claim = lab.start()
     submit.run(paused(lab.rt, after_check=lambda: cancel(lab, claim.id)), [(claim.id, claim.lease)])
-    lab.open_gates()
+    lab.calm()
     if not lab.get(claim.id).ended:
         lab.send_again(claim.id)
     assert lab.get(claim.id).status is Status.CANCELLED

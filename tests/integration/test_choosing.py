@@ -1,14 +1,16 @@
 """Which generations an operator's filters mean, and why each of them waits."""
 
 import uuid
+from decimal import Decimal
 
 import pytest
 from sqlalchemy import Text, cast, func, select, text
 
-from models import choosing, gates, waiting
+from models import choosing, waiting
 from models.choosing import Choice
 from models.error_classes import CLASSES, ErrorClass, class_of, class_sql
-from models.gates import GateName
+from models.flow_control import breakers, evidence
+from models.flow_control.breakers import BreakerName
 from models.lifecycle import Status
 from models.operating import pauses
 from models.operating.actions import By
@@ -19,6 +21,19 @@ from tests.integration.rows import make
 S = Status
 ANA = By("ana", "maintenance")
 LATER = func.now() + text("interval '1 h'")
+
+
+def throttle(conn) -> None:
+    evidence.throttled(conn, measured=9.0, retry_after=60.0, reason="RATE_LIMIT_EXCEEDED")
+
+
+def outage(conn) -> None:
+    conn.execute(
+        text(
+            "INSERT INTO flow_control (account, outage_since, probe_at, reason)"
+            " VALUES ('default', now(), now(), 'SERVICE_BUSY')"
+        )
+    )
 
 
 def chosen(conn, **named) -> set[uuid.UUID]:
@@ -87,23 +102,32 @@ def test_a_reason_counts_until_the_generation_is_due_again(conn, reason):
     assert chosen(conn, waits=[WaitReason.CONCURRENCY]) == {generation_id}
 
 
-def test_a_closed_backoff_is_the_rate_and_a_breaker_has_priority(conn, waiters):
+@pytest.mark.parametrize(
+    ("limit", "sentence"),
+    [
+        (throttle, "the provider, which throttles requests (RATE_LIMIT_EXCEEDED)"),
+        (outage, "the end of the provider's outage (SERVICE_BUSY)"),
+    ],
+)
+def test_throttling_and_outage_are_the_rate_and_a_breaker_has_priority(
+    conn, waiters, limit, sentence
+):
     held = {
         waiters[reason]
         for reason in waiters
         if reason not in (WaitReason.OPERATOR, WaitReason.EQUAL_GENERATION)
     }
-    gates.close(conn, GateName.BACKOFF, "SERVICE_BUSY", opens_in=60)
+    limit(conn)
     assert chosen(conn, waits=[WaitReason.RATE]) == held
     [view] = choosing.newest(conn, Choice(waits=frozenset({WaitReason.RATE})), limit=1)
-    assert view.waits_for == "the end of the backoff after SERVICE_BUSY"
-    gates.close(conn, GateName.API_KEY, "INVALID_API_KEY: no")
+    assert view.waits_for == sentence
+    breakers.trip(conn, BreakerName.API_KEY, "INVALID_API_KEY: no", probe_in=60)
     assert chosen(conn, waits=[WaitReason.RATE]) == set()
     assert chosen(conn, waits=[WaitReason.BREAKER]) == held
 
 
-def test_a_gate_and_a_pause_hold_all_but_what_awaits_a_decision(conn, waiters):
-    gates.close(conn, GateName.API_KEY, "INVALID_API_KEY: no")
+def test_breaker_and_pause_block_all_but_what_awaits_a_decision(conn, waiters):
+    breakers.trip(conn, BreakerName.API_KEY, "INVALID_API_KEY: no", probe_in=60)
     own = {WaitReason.OPERATOR, WaitReason.EQUAL_GENERATION}
     assert chosen(conn, waits=[WaitReason.BREAKER]) == {
         waiters[reason] for reason in waiters.keys() - own
@@ -115,7 +139,13 @@ def test_a_gate_and_a_pause_hold_all_but_what_awaits_a_decision(conn, waiters):
 
 
 def test_the_list_says_what_show_says(conn, waiters):
-    gates.close(conn, GateName.CREDIT, "INSUFFICIENT_CREDIT: none", refused_estimate=5)
+    breakers.trip(
+        conn,
+        BreakerName.CREDIT,
+        "INSUFFICIENT_CREDIT: none",
+        probe_in=60,
+        refused_estimate=Decimal(5),
+    )
     pauses.pause(conn, "acme", ANA)
     make(conn, S.ACCEPTED, tenant="acme")
     make(conn, S.ACCEPTED, estimated_cost=4)

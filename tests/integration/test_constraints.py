@@ -69,10 +69,9 @@ def test_a_wrong_generation_is_refused(conn, status, change, name):
 
 
 REFUSED = [
-    ("gates (name) VALUES ('other')", "name_known"),
-    ("gates (name, closed_at) VALUES ('credit', now())", "closed_says_why"),
-    ("gates (name, reason) VALUES ('credit', 'why')", "closed_says_why"),
-    ("learned_limits (name, value) VALUES ('in_flight', 0)", "floor"),
+    ("breakers (account, name) VALUES ('a', 'other')", "name_known"),
+    ("breakers (account, name, opened_at) VALUES ('a', 'credit', now())", "open_has_reason"),
+    ("breakers (account, name, reason) VALUES ('a', 'credit', 'why')", "open_has_reason"),
     ("stray_tasks (task_id, kind, status) VALUES ('t', 'odd', 'queued')", "kind_known"),
     ("stray_tasks (task_id, kind, status) VALUES ('t', 'second', 'q')", "ours_names_generation"),
     ("stray_tasks (task_id, kind, status) VALUES ('t', 'possible', 'q')", "ours_names_generation"),

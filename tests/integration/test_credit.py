@@ -9,8 +9,9 @@ from decimal import Decimal
 import pytest
 from sqlalchemy import Connection, func, text
 
-from models import credit, gates, schedule, transitions
+from models import credit, schedule, transitions
 from models.credit import Purse, Senior
+from models.flow_control import breakers
 from models.ledger import reading
 from models.ledger.drift import drift
 from models.lifecycle import LIVE, Status
@@ -29,7 +30,7 @@ S = Status
 
 def told(conn: Connection, remain: object, *, used: object = 0, ago: float = 0) -> None:
     """The provider told the balance so many seconds ago."""
-    gates.record_balance(
+    breakers.record_balance(
         conn,
         total=Decimal(1000),
         used=Decimal(str(used)),

@@ -7,22 +7,23 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import psycopg
 import pytest
 import redis
 from celery import Celery
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError, ProgrammingError
+from sqlalchemy.exc import ProgrammingError
 
-from models import schedule
+from models import schedule, workers
+from models.database import direct_dsn
 from models.lifecycle import Status
 from models.schedule import Stage
 from tests.brokers import broker_with
 from tests.integration.conftest import text_request
-from tests.integration.invariants import laboratory, quick
+from tests.integration.invariants import laboratory
 from tests.waiting import wait_for as until
 from worker import bootstep, runtime, side_work
 from worker.dispatcher import Dispatcher
-from worker.pace import MOST
 from worker.side_slots import SideSlots
 from worker.side_work import SideClaim, SideWork
 from worker.stages import common, observe, poll, resolve, submit, upload
@@ -75,7 +76,7 @@ class Messages:
             case Stage.UPLOAD:
                 upload.run(rt, claims[0].id, claims[0].lease)
             case Stage.SUBMIT:
-                submit.run(rt, [(claim.id, claim.lease) for claim in claims])
+                submit.run(rt, [(claims[0].id, claims[0].lease)])
             case Stage.RESOLVE:
                 resolve.run(rt, [(claim.id, claim.lease) for claim in claims])
             case Stage.POLL:
@@ -240,47 +241,18 @@ def test_a_publish_that_fails_gives_the_claims_back(lab):
     lab.end_tasks()
 
 
-def test_what_is_due_goes_out_though_nothing_can_be_let_in(lab):
+def test_due_claims_are_published_though_admission_fails(lab):
     """Claimed, it would else wait for its lease's end."""
     running, waiting = lab.send("at work"), lab.enqueue(text_request("waits"))
     lab.due_now(running)
     messages = Messages(lab)
-    lab.sql("ALTER TABLE learned_limits RENAME TO not_migrated_yet")
+    lab.sql("ALTER TABLE flow_control RENAME TO not_migrated_yet")
     with pytest.raises(ProgrammingError):
         dispatcher(lab, messages).tick()
-    lab.sql("ALTER TABLE not_migrated_yet RENAME TO learned_limits")
+    lab.sql("ALTER TABLE not_migrated_yet RENAME TO flow_control")
     assert [(stage, claim.id) for stage, [claim] in messages.published] == [(Stage.POLL, running)]
     assert lab.get(waiting).status is Status.ACCEPTED
     lab.end_tasks()
-
-
-def test_what_was_let_in_goes_out_though_no_more_can_be(lab):
-    """A message takes many: they are let in by several transactions, and here the second fails."""
-    lab.rt = lab.make_runtime(max_in_flight=1000)
-    quick(lab.rt)
-    for n in range(10):
-        lab.enqueue(text_request(f"cat {n}"))
-    lab.sql(
-        """
-        CREATE FUNCTION refuse_the_second() RETURNS trigger LANGUAGE plpgsql AS $$
-        BEGIN
-            IF EXISTS (SELECT FROM generations WHERE status = 'uploading'
-                       AND CAST(xmin AS text) <> CAST(pg_current_xact_id() AS text)) THEN
-                RAISE 'no more';
-            END IF;
-            RETURN NEW;
-        END $$;
-        CREATE TRIGGER refuse_the_second BEFORE UPDATE ON generations
-            FOR EACH ROW WHEN (NEW.status = 'uploading') EXECUTE FUNCTION refuse_the_second();
-        """
-    )
-    messages = Messages(lab, lambda *_: 0)
-    with pytest.raises(DBAPIError, match="no more"):
-        dispatcher(lab, messages, slots=2).tick()
-    lab.sql("DROP FUNCTION refuse_the_second CASCADE")
-    let_in = lab.value("SELECT count(*) FROM generations WHERE status = 'uploading'")
-    assert 0 < let_in < 10
-    assert sum(len(claims) for _, claims in messages.published) == let_in
 
 
 def test_what_is_due_goes_out_though_the_balance_cannot_be_asked_for(lab):
@@ -375,38 +347,34 @@ def test_two_at_once_never_hand_out_the_same_lease(lab):
     assert lab.value("SELECT count(*) FROM generations WHERE status = 'uploading'") == 40
 
 
-def test_no_more_messages_than_twice_the_slots(lab):
+def test_messages_are_refilled_to_twice_the_slots_once_no_more_wait_than_slots(lab):
     for n in range(20):
         lab.enqueue(text_request(f"cat {n}"))
     messages = Messages(lab, lambda *_: 0)
     one = dispatcher(lab, messages, slots=3)
-    assert one.tick() is True
+    one.tick()
+    assert [len(claims) for _, claims in messages.published] == [4] * 5
+    lab.enqueue(text_request("one more"))
+    messages.waiting = 4
+    assert one.tick() is True, "there is more, and each thread has its next message"
+    assert len(messages.published) == 5
+    messages.waiting = 3
+    one.tick()
     assert len(messages.published) == 6
-    messages.waiting = 5
-    one.tick()
-    assert len(messages.published) == 7
-    messages.waiting = 6
-    assert one.tick() is True, "there is more, and no room for it"
-    assert len(messages.published) == 7
 
 
-def test_where_posts_are_quick_messages_are_filled(lab):
-    lab.rt = lab.make_runtime(max_in_flight=1000)
-    quick(lab.rt)
-    for n in range(6 * MOST + 10):
-        lab.enqueue(text_request(f"cat {n}"))
+@pytest.mark.parametrize(("waiting", "sizes"), [(4, [1] * 4), (8, [2] * 4), (40, [4] * 8)])
+def test_submits_share_messages_where_there_are_more_than_threads(lab, waiting, sizes):
+    ids = [lab.enqueue(text_request(f"cat {n}")) for n in range(waiting)]
     messages = Messages(lab, lambda *_: 0)
-    one = dispatcher(lab, messages, slots=3)
-    assert one.tick() is True
-    assert [len(claims) for _, claims in messages.published] == [MOST] * 6
-    messages.waiting = 5
-    one.tick()
-    assert [len(claims) for _, claims in messages.published[6:]] == [10], "all that is left"
+    dispatcher(lab, messages, slots=4).tick()
+    assert [len(claims) for _, claims in messages.published] == sizes
+    assert {stage for stage, _ in messages.published} == {Stage.SUBMIT}
+    assert {c.id for _, claims in messages.published for c in claims} <= set(ids)
 
 
-def test_what_shares_no_message_is_not_let_in_beyond_the_room(lab, tmp_path):
+def test_no_more_uploads_are_admitted_than_there_is_room_for(lab, tmp_path):
     lab.rt = lab.make_runtime(max_in_flight=1000)
-    quick(lab.rt)
     for n in range(20):
         request = text_request(f"cat {n}")
         request["content"].append({"type": "image_url", "image_url": f"path:{tmp_path}/lake.jpg"})
@@ -414,21 +382,6 @@ def test_what_shares_no_message_is_not_let_in_beyond_the_room(lab, tmp_path):
     messages = Messages(lab, lambda *_: 0)
     assert dispatcher(lab, messages, slots=3).tick() is True
     assert messages.stages() == [Stage.UPLOAD] * 6
-
-
-def test_no_more_is_let_in_than_the_threads_of_its_process_submit_soon(lab):
-    lab.rt = lab.make_runtime(max_in_flight=1000)
-    quick(lab.rt)
-    for n in range(10 * MOST):
-        lab.enqueue(text_request(f"cat {n}"))
-    messages = Messages(lab, lambda *_: 0, waiting=4)
-    one = dispatcher(lab, messages, slots=32)
-    with lab.rt.pace.turn(), lab.rt.pace.turn():
-        assert one.tick() is True, "there is more"
-    assert len(messages.published) == lab.rt.pace.room() - 4 - 2
-    messages.waiting = 8
-    assert one.tick() is True
-    assert len(messages.published) == 2, "threads have enough to do"
 
 
 def test_who_finds_somebody_else_admitting_looks_again_soon(lab):
@@ -446,7 +399,8 @@ def test_who_finds_somebody_else_admitting_looks_again_soon(lab):
 def test_a_dispatcher_knows_what_the_tasks_of_its_process_learn(lab):
     runtime.use(lab.rt)
     with contextlib.closing(runtime.for_dispatcher(lab.rt.settings)) as own:
-        assert own.pace is lab.rt.pace
+        assert own.flow is lab.rt.flow
+        assert own.membership is lab.rt.membership
         assert own.side_slots is lab.rt.side_slots
         assert own.engine is not lab.rt.engine
 
@@ -485,7 +439,7 @@ def deadly(lab):
 
     def begin_and_die(stage, claims):
         for claim in claims:
-            common.begin(lab.rt.engine, claim.id, claim.lease)
+            common.begin(lab.rt, claim.id, claim.lease)
         return 0
 
     return begin_and_die
@@ -589,14 +543,14 @@ def test_those_in_doubt_share_their_readings(lab):
     lab.end_tasks()
 
 
-def test_a_closed_gate_is_probed_and_opens_by_itself(lab):
+def test_an_open_breaker_is_probed_and_closed_by_the_answer(lab):
     lab.rt = lab.make_runtime(probe_every=0.1)
     lab.sim.change_account(lab.sim.api_key, enabled=False)
     generation_id = lab.enqueue()
     with running(dispatcher(lab, messages := Messages(lab))):
         until(lambda: messages.probes >= 2)
         assert lab.get(generation_id).status is Status.ACCEPTED
-        assert lab.gates() == {"api_key"}
+        assert lab.breakers() == {"api_key"}
         lab.sim.change_account(lab.sim.api_key, enabled=True)
         lab.sql("UPDATE generations SET due_at = now()")
         until(lambda: lab.get(generation_id).status is Status.RUNNING)
@@ -619,6 +573,163 @@ def test_it_beats_whenever_it_comes_round_or_finds_that_it_cannot(lab):
     beats.clear()
     with running(Dispatcher(lab.rt, broken, slots=4, beat=lambda: beats.append(1))):
         until(lambda: len(beats) >= 3)
+
+
+# --- the workers that are alive -----------------------------------------------------------------
+
+
+def registered(lab):
+    """Return the ids of the registered workers."""
+    return {row.id for row in lab.sql("SELECT id FROM workers")}
+
+
+def locks(lab):
+    """Return how many workers' locks are held in this database."""
+    return lab.value(
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 24301"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+
+
+def test_a_worker_is_registered_while_its_dispatcher_runs(lab):
+    with running(dispatcher(lab, Messages(lab))):
+        until(lambda: lab.rt.membership.id is not None)
+        assert registered(lab) == {lab.rt.membership.id}
+        assert locks(lab) == 1
+    assert registered(lab) == set(), "it leaves nothing to be found dead"
+    assert lab.rt.membership.id is None
+
+
+def test_a_worker_shows_its_heartbeat_at_each_turn(lab, monkeypatch):
+    monkeypatch.setattr(workers, "HEARTBEAT_EVERY", 0.01)
+    with running(dispatcher(lab, Messages(lab))):
+        until(lambda: registered(lab))
+        lab.sql("UPDATE workers SET seen_at = now() - interval '5 s'")
+        until(lambda: lab.value("SELECT seen_at > now() - interval '2 s' FROM workers"))
+
+
+def test_a_worker_whose_session_is_cut_registers_anew(lab):
+    with running(dispatcher(lab, Messages(lab))):
+        until(lambda: registered(lab))
+        first = registered(lab)
+        lab.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name = 'seedance-dispatcher'"
+        )
+        # Its own release finds the old registration dead.
+        until(lambda: len(registered(lab)) == 1 and registered(lab) != first)
+
+
+def test_a_worker_that_was_taken_for_dead_registers_anew(lab, monkeypatch, caplog):
+    monkeypatch.setattr(workers, "HEARTBEAT_EVERY", 0.01)
+    with running(dispatcher(lab, Messages(lab))):
+        until(lambda: registered(lab))
+        first = registered(lab)
+        lab.sql("DELETE FROM workers")
+        until(lambda: registered(lab) and registered(lab) != first)
+    assert "took this one for dead" in caplog.text
+
+
+@contextlib.contextmanager
+def another_worker(lab):
+    """Register a worker in a session of its own, and yield a function that kills the session."""
+    url = lab.rt.settings.database_url
+    with psycopg.connect(direct_dsn(url), autocommit=True) as session:
+        worker_id = workers.register(session, "another:1", locked=True)
+        pid = session.info.backend_pid
+
+        def die():
+            lab.sql("SELECT pg_terminate_backend(:pid, 5000)", pid=pid)
+
+        yield worker_id, die
+
+
+def claimed_by(lab, worker_id, generation_id):
+    """Let a worker begin on a generation, and return its claim."""
+    [claim] = [claim for claim in lab.due() + lab.admit() if claim.id == generation_id]
+    its = replace(lab.rt, membership=runtime.Membership(worker_id))
+    assert common.begin(its, claim.id, claim.lease)
+    return claim
+
+
+def test_claims_of_a_dead_worker_are_released_within_two_ticks(lab):
+    """Their lease would last far longer than the test."""
+    lab.rt = lab.make_runtime(lease=600)
+    running_one = lab.send("at work")
+    lab.due_now(running_one)
+    with another_worker(lab) as (worker_id, die):
+        claims = [claimed_by(lab, worker_id, running_one)]
+        waiting = lab.enqueue(text_request("begun"))
+        claims.append(claimed_by(lab, worker_id, waiting))
+        messages = Messages(lab)
+        with running(dispatcher(lab, messages)):
+            until(lambda: lab.rt.membership.id is not None)
+            die()
+            until(lambda: len(messages.published) >= 2, "both are handed out again", 10)
+            until(lambda: lab.get(waiting).status is Status.RUNNING)
+    published = {claim.id: claim.lease for _, [claim] in messages.published[:2]}
+    assert published.keys() == {running_one, waiting}
+    for claim in claims:
+        assert published[claim.id] > claim.lease + 1, "released under a raised token, then claimed"
+    lab.end_tasks()
+
+
+def test_claims_of_a_live_worker_are_kept(lab):
+    lab.rt = lab.make_runtime(lease=600, tick=0.05)
+    generation_id = lab.enqueue()
+    with another_worker(lab) as (worker_id, _):
+        claim = claimed_by(lab, worker_id, generation_id)
+        messages = Messages(lab)
+        one = dispatcher(lab, messages)
+        for _ in range(5):
+            one.tick()
+            time.sleep(0.06)  # each release comes a tick after the last
+        assert messages.published == []
+        assert worker_id in registered(lab)
+        assert lab.value("SELECT lease FROM generations") == claim.lease
+
+
+def test_a_post_of_a_dead_worker_is_searched_for_and_not_sent_again(lab):
+    lab.rt = lab.make_runtime(lease=600, send_budget=60)
+    with another_worker(lab) as (worker_id, die):
+        claim = lab.start()
+        theirs = replace(lab.rt, membership=runtime.Membership(worker_id))
+
+        class DiesError(BaseException):
+            pass
+
+        class Dies:
+            def submit(self, *args, **options):
+                lab.rt.client.submit(*args, **options)
+                die()
+                raise DiesError
+
+        with pytest.raises(DiesError):
+            submit.run(replace(theirs, client=Dies()), [(claim.id, claim.lease)])
+        assert lab.get(claim.id).status is Status.SUBMITTING
+        with running(dispatcher(lab, Messages(lab))):
+            until(lambda: lab.get(claim.id).status is Status.RUNNING, "an early scan", 15)
+    assert lab.history(claim.id)[2:5] == ["intend", "doubt", "adopt"]
+    assert lab.posts == 1
+    lab.end_tasks()
+
+
+def test_a_message_of_a_released_claim_does_nothing(lab):
+    lab.rt = lab.make_runtime(lease=600)
+    with another_worker(lab) as (worker_id, die):
+        claim = lab.start()
+        lost = [(Stage.SUBMIT, (claim,))]
+        die()
+        until(lambda: locks(lab) == 0)
+        messages = Messages(lab, lambda *_: 0)
+        dispatcher(lab, messages).tick()
+    assert worker_id not in registered(lab)
+    assert lab.value("SELECT lease FROM generations") == claim.lease + 2
+    messages.deliver(*lost[0])
+    assert lab.posts == 0
+    messages.deliver(*messages.published[0])
+    assert lab.posts == 1
+    lab.end_tasks()
 
 
 # --- side work ----------------------------------------------------------------------------------

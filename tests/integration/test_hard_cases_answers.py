@@ -7,12 +7,15 @@ from decimal import Decimal
 import pytest
 import sqlalchemy as sa
 
-from models import gates, submission, transitions
-from models.gates import GateName
+from api_client import GenerationRequest
+from models import submission, transitions
+from models.flow_control import breakers
+from models.flow_control.breakers import BreakerName
 from models.lifecycle import Observation, Status
 from models.submission import Intent
-from models.wait_reasons import REQUEST_RATE
+from models.wait_reasons import REQUEST_RATE, Wait, WaitReason
 from tests.integration.hard_cases import (
+    REQUEST,
     answered,
     declined,
     found_absent,
@@ -21,20 +24,23 @@ from tests.integration.hard_cases import (
     settle,
     sql,
 )
+from worker.runtime import waking_clock
 from worker.stages import resolve, submit
 from worker.upkeep import balance
 
 
-def test_a_sender_that_wakes_in_doubt_spoils_neither_its_own_resolving_nor_the_batch(rt, steps):
+def test_a_sender_that_wakes_in_doubt_spoils_neither_its_own_resolving_nor_the_batch(
+    rt, steps, sim
+):
     sleeper, intent = intended(rt, steps)
     settle(rt, sleeper)
     other, _ = intended(rt, steps)
     settle(rt, other)
     with rt.engine.begin() as conn:  # the lease ended while the sender slept
         transitions.doubt(conn, sleeper, 1, why="no answer came")
-    with rt.engine.connect() as conn:
-        [why] = submission.may_still_send(conn, [intent]).values()
-    submit._not_sent(rt, intent, why, seconds=1.0)
+    # It wakes: the check just before the POST finds its row in doubt.
+    submit._Post(rt, intent, waking_clock()).send(GenerationRequest.model_validate(REQUEST))
+    assert sim.received("submit") == 0
     [(outcome,)] = sql(
         rt, "select outcome from submit_attempts where generation_id = :id", id=sleeper
     )
@@ -50,7 +56,7 @@ def test_no_post_after_a_check_that_could_not_be_made(rt, steps, sim, monkeypatc
     def away(conn, intent):
         raise sa.exc.OperationalError("select", {}, OSError("database away"))
 
-    monkeypatch.setattr(submission, "may_still_send", away)
+    monkeypatch.setattr(submission, "before_sending", away)
     generation_id = steps.enqueue()
     steps.once()
     assert sim.received("submit") == 0
@@ -72,8 +78,8 @@ def test_a_bare_401_after_creation_is_not_paid_twice_where_no_seed_is_shown(rt, 
     sim.fault("submit", "bare_after", status=401, times=1)
     generation_id = steps.enqueue()
     steps.once()
-    # As an answered balance would open them.
-    sql(rt, "update gates set closed_at=null, reason=null, opens_at=null, probe_at=null")
+    with rt.engine.connect() as conn:
+        assert not breakers.read(conn).open
     # It may stay undecided: what counts is that nothing is sent again meanwhile.
     end = time.monotonic() + 6
     steps.until(
@@ -106,12 +112,13 @@ def test_nul_in_a_refusal_is_recorded(rt, steps, sim):
     assert view.error_code == "INVALID_PARAMETER"
 
 
-def test_nul_in_a_401_closes_the_gate(rt, steps, sim):
+def test_nul_in_a_401_opens_the_breaker(rt, steps, sim):
     sim.fault("submit", "error", code="INVALID_API_KEY", message="bad \x00 key", status=401)
     steps.enqueue()
     steps.once()
     with rt.engine.connect() as conn:
-        assert gates.sending(conn).closed
+        [opened] = breakers.read(conn).open
+    assert opened.name is BreakerName.API_KEY
 
 
 def test_a_failure_with_nul_in_its_message_ends_the_generation(rt, steps, sim):
@@ -199,13 +206,13 @@ def test_a_generation_declined_after_its_cancel_is_cancelled(rt, steps):
     with rt.engine.begin() as conn:
         transitions.cancel(conn, generation_id)
     with rt.engine.begin() as conn:
-        gates.close(conn, gates.GateName.API_KEY, "401", probe_in=30)
+        breakers.trip(conn, BreakerName.API_KEY, "401", probe_in=30)
         transitions.declined(
             conn,
             generation_id,
             1,
             code="INVALID_API_KEY",
-            wait=gates.wait_for(GateName.API_KEY),
+            wait=Wait(WaitReason.BREAKER, {"breaker": "api_key"}),
             seconds=0,
         )
     assert steps.get(generation_id).status is Status.CANCELLED

@@ -1,4 +1,4 @@
-"""Hard cases of taking in and taking on: bad messages, stuck rows, uploads and gates."""
+"""Hard cases of taking in and taking on: bad messages, stuck rows, uploads and breakers."""
 
 import dataclasses
 import threading
@@ -8,19 +8,18 @@ from decimal import Decimal
 import pytest
 import sqlalchemy as sa
 
-from api_client import ApiError
-from models import choosing, gates, schedule
+from models import choosing, schedule
 from models.choosing import Choice
+from models.flow_control import breakers
+from models.flow_control.breakers import BreakerName
 from models.lifecycle import Status
 from tests.brokers import broker_with
 from tests.integration.conftest import Steps
 from tests.integration.hard_cases import MEDIA, REQUEST, WITH_IMAGE, intended, running, sql
 from worker import runtime as process
 from worker.dispatcher import Dispatcher
-from worker.stages import accept, common, upload
+from worker.stages import accept, upload
 from worker.tasks import generate
-
-BUSY = ApiError("m", endpoint="submit", disposition=None, code="SERVICE_BUSY", http_status=503)
 
 
 def nested(depth):
@@ -28,13 +27,6 @@ def nested(depth):
     for _ in range(depth):
         value = {"a": value}
     return value
-
-
-def backoff_closed_for(rt):
-    [(seconds,)] = sql(
-        rt, "select extract(epoch from opens_at - now()) from gates where name='backoff'"
-    )
-    return seconds
 
 
 @pytest.mark.parametrize(
@@ -157,37 +149,24 @@ def test_an_upload_that_has_expired_is_made_again(make_runtime, sim):
         " valid_until = now() - interval '2 days'",
     )
     sql(rt, "update generations set content_until = now() - interval '2 days', due_at=now()")
-    sql(rt, "update gates set closed_at=null, reason=null, opens_at=null")
     [claim] = steps.admit()
     assert claim.stage is schedule.Stage.UPLOAD
 
 
-def test_the_backoff_gate_closes_for_longer_each_time(rt):
-    for _ in range(12):
-        common.hold(rt, BUSY)
-        sql(rt, "update gates set opens_at = now() - interval '1 s' where name='backoff'")
-    common.hold(rt, BUSY)
-    assert backoff_closed_for(rt) > 10
-
-
-def test_many_refusals_of_one_moment_count_as_one(rt):
-    for _ in range(50):
-        common.hold(rt, BUSY)
-    assert backoff_closed_for(rt) < 10
-
-
-def test_a_balance_that_covers_what_was_refused_does_not_reopen_the_gate_without_a_pause(rt):
+def test_a_balance_that_covers_what_was_refused_does_not_close_the_breaker_without_a_pause(rt):
     # Credits may be reserved elsewhere: the account refuses what its balance seems to cover.
     cost = Decimal(9)
     sent = 0
     for _ in range(20):
         with rt.engine.begin() as conn:
-            if gates.sending(conn).obstacle(cost) is None:
+            if breakers.read(conn).obstacle(cost) is None:
                 sent += 1
-                gates.close(conn, gates.GateName.CREDIT, "402", probe_in=0.0, refused_estimate=cost)
+                breakers.trip(conn, BreakerName.CREDIT, "402", probe_in=0.0, refused_estimate=cost)
         with rt.engine.begin() as conn:
-            if gates.take_probe(conn, every=30):
-                gates.record_balance(conn, total=Decimal(100), used=Decimal(0), remain=Decimal(50))
+            if breakers.take_probe(conn, every=30):
+                breakers.record_balance(
+                    conn, total=Decimal(100), used=Decimal(0), remain=Decimal(50)
+                )
     assert sent <= 2
 
 

@@ -56,16 +56,14 @@ def send(conn: Connection, generation_id: uuid.UUID) -> int:
 def run(conn: Connection, generation_id: uuid.UUID, task: str = "T1") -> None:
     transitions.submitted(
         conn,
-        [
-            transitions.Answered(
-                generation_id,
-                send(conn, generation_id),
-                remote_task_id=task,
-                remote_status="pending",
-                credit_cost=Decimal("9.5"),
-                look_in=5,
-            )
-        ],
+        transitions.Answered(
+            generation_id,
+            send(conn, generation_id),
+            remote_task_id=task,
+            remote_status="pending",
+            credit_cost=Decimal("9.5"),
+            look_in=5,
+        ),
     )
 
 
@@ -108,16 +106,14 @@ def test_a_charge_that_the_provider_does_not_name_is_assumed_as_estimated(conn):
     attempt = send(conn, generation_id)
     transitions.submitted(
         conn,
-        [
-            transitions.Answered(
-                generation_id,
-                attempt,
-                remote_task_id="T1",
-                remote_status="pending",
-                credit_cost=None,
-                look_in=5,
-            )
-        ],
+        transitions.Answered(
+            generation_id,
+            attempt,
+            remote_task_id="T1",
+            remote_status="pending",
+            credit_cost=None,
+            look_in=5,
+        ),
     )
     transitions.apply_observation(conn, seen("T1", "completed"))
     [charge] = [e for e in reading.entries(conn, generation_id) if e.kind == "charged"]
@@ -167,16 +163,14 @@ def test_a_second_task_that_is_followed_after_all_is_not_charged_again(conn):
     watch.flag_second(conn, generation_id, 1, seen("T1", "completed", credit_cost=Decimal(9)))
     transitions.submitted(
         conn,
-        [
-            transitions.Answered(
-                generation_id,
-                attempt,
-                remote_task_id="T1",
-                remote_status="pending",
-                credit_cost=9,
-                look_in=5,
-            )
-        ],
+        transitions.Answered(
+            generation_id,
+            attempt,
+            remote_task_id="T1",
+            remote_status="pending",
+            credit_cost=9,
+            look_in=5,
+        ),
     )
     transitions.apply_observation(conn, seen("T1", "completed", credit_cost=Decimal(9)))
     assert reading.charged(conn) == 9
@@ -314,13 +308,13 @@ class Walk:
 
     def intend(self) -> None:
         number = self.row.attempt + 1
-        moved = transitions.intend(
+        transitions.intend(
             self.conn,
-            [transitions.Intending(self.id, self.row.lease, number, f"{self.id}")],
+            transitions.Intending(
+                self.id, self.row.lease, number, f"{self.id}", self.rng.getrandbits(40), True
+            ),
             settle_seconds=9,
         )
-        if moved:
-            rows.attempt(self.conn, self.id, number)
 
     def put_back(self) -> None:
         transitions.put_back(self.conn, self.id, self.row.lease, wait=retry("x"), seconds=1)
@@ -343,16 +337,14 @@ class Walk:
     def submitted(self) -> None:
         transitions.submitted(
             self.conn,
-            [
-                transitions.Answered(
-                    self.id,
-                    self.attempt(),
-                    remote_task_id=self.task(),
-                    remote_status="pending",
-                    credit_cost=self.rng.choice([None, 9, Decimal("8.75")]),
-                    look_in=1,
-                )
-            ],
+            transitions.Answered(
+                self.id,
+                self.attempt(),
+                remote_task_id=self.task(),
+                remote_status="pending",
+                credit_cost=self.rng.choice([None, 9, Decimal("8.75")]),
+                look_in=1,
+            ),
         )
 
     def adopt(self) -> None:

@@ -5,11 +5,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 from sqlalchemy import text
 
 from models import schedule
+from models.flow_control import state as flow_state
+from models.flow_control.rules import ConcurrencyLimit
 from models.lifecycle import Status
 from tests.integration import rows
 from tests.integration.conftest import text_request
@@ -53,7 +56,7 @@ def test_a_provider_that_takes_five_at_a_time(lab, mode):
     for claim in claims:
         submit.run(lab.rt, [(claim.id, claim.lease)])
     with lab.rt.engine.connect() as conn:
-        assert schedule.learned(conn) == LIMIT
+        assert flow_state.read(conn).concurrency == ConcurrencyLimit(LIMIT, LIMIT + 1, ANY)
     refused = lab.posts - LIMIT
     assert refused == 1, "the others of the crowd were held before their POST"
     rounds(lab, ids)
@@ -187,7 +190,7 @@ def test_what_admission_reads_does_not_grow_with_what_waits(postgres):
         assert read[40_000] < read[100] + 100, read
 
 
-def test_a_gate_that_is_closed_for_everything_reads_nothing_of_what_waits(lab):
+def test_admission_behind_an_open_breaker_reads_nothing_of_what_waits(lab):
     statements = []
     lab.enqueue()
     with lab.rt.engine.connect() as conn:

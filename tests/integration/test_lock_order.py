@@ -20,7 +20,6 @@ from models.lifecycle import Observation, Status
 from models.notices import delivery, reading
 from models.observing import turns
 from models.operating.actions import By
-from models.schedule import Claim, Stage
 from models.transitions.core import LOCK_ORDER
 from models.transitions.page import by_its_own
 from tests.integration import rows
@@ -64,9 +63,7 @@ def reconcile(*seen: Observation) -> Callable[[Connection, Any], object]:
     "act",
     [
         lambda conn, ids: transitions.cancel_many(conn, list(ids.values())),
-        lambda conn, ids: schedule.release(
-            conn, [Claim(one, 7, Stage.POLL, 0) for one in ids.values()], seconds=2
-        ),
+        lambda conn, ids: schedule.release(conn, [(one, 7) for one in ids.values()], seconds=2),
     ],
     ids=["cancel", "release"],
 )

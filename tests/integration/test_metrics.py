@@ -83,7 +83,7 @@ def test_what_a_generation_leaves_behind(
     for what in ("balance", "reconcile", "prune"):
         at = one("seedance_last_success_timestamp_seconds", what=what)
         assert abs(at - time.time()) < 60
-    assert one("seedance_gate_closed", gate="api_key") == 0
+    assert one("seedance_breaker_open", breaker="api_key") == 0
     assert any(name == "seedance_build_info" for name, _ in found)
     for secret in (sim.api_key, "acme", "somebody", "a cat"):
         assert secret not in body.decode()
@@ -104,7 +104,7 @@ def test_the_whole_text_keeps_prometheus_practice(rt: Runtime, steps: Steps) -> 
             assert (family.type == "counter") == sample.name.endswith("_total"), sample.name
             assert set(sample.labels) <= {
                 *("status", "tenant", "model", "outcome", "error", "how", "event", "endpoint"),
-                *("gate", "of", "kind", "what", "target", "state", "le", "version", "python"),
+                *("breaker", "of", "kind", "what", "target", "state", "le", "version", "python"),
             }
     named = {total.name for total in d.TOTALS.values()}
     assert all(f"# HELP {name}" in body for name in named)

@@ -8,9 +8,10 @@ from decimal import Decimal
 import pytest
 from sqlalchemy import Connection, Engine, delete, insert, text, update
 
-from models import gates, intake, submission, transitions
+from models import intake, submission, transitions
 from models.base import table_of
-from models.gates import GateName
+from models.flow_control import breakers, evidence
+from models.flow_control.breakers import BreakerName
 from models.lifecycle import Observation
 from models.metrics import MetricCursor, present, pulses, totals
 from models.metrics import definitions as d
@@ -52,16 +53,14 @@ def submit(conn: Connection, generation_id: uuid.UUID, task: str) -> None:
     assert isinstance(made, submission.Intent)
     transitions.submitted(
         conn,
-        [
-            transitions.Answered(
-                generation_id,
-                made.attempt,
-                remote_task_id=task,
-                remote_status="pending",
-                credit_cost=Decimal("9.5"),
-                look_in=5,
-            )
-        ],
+        transitions.Answered(
+            generation_id,
+            made.attempt,
+            remote_task_id=task,
+            remote_status="pending",
+            credit_cost=Decimal("9.5"),
+            look_in=5,
+        ),
     )
 
 
@@ -291,14 +290,19 @@ def test_the_present_state(engine: Engine) -> None:
                 " WHERE remote_task_id = 'R1'"
             )
         )
-        gates.close(conn, GateName.API_KEY, "bad key", probe_in=30)
+        breakers.trip(conn, BreakerName.API_KEY, "bad key", probe_in=30)
+        evidence.throttled(conn, measured=10.0, retry_after=30.0, reason="429")
         conn.execute(
             insert(BalanceSnapshot).values(total_credits=100, used_credits=40, remain_credits=60)
         )
         conn.execute(insert(Pause).values(tenant="acme", reason="r", paused_by="me"))
         pulses.tell(conn, "reconcile")
-        pulses.tell(conn, pulses.DISPATCHER, "w1")
-        pulses.tell(conn, pulses.DISPATCHER, "w2")
+        conn.execute(
+            text(
+                "INSERT INTO workers (name, locked, seen_at) VALUES ('w1', true, now()),"
+                " ('w2', false, now()), ('gone', false, now() - interval '5 min')"
+            )
+        )
     with engine.connect() as conn:
         now = present.read(conn, CLASSES)
     assert now.generations == {
@@ -311,9 +315,12 @@ def test_the_present_state(engine: Engine) -> None:
     assert now.attention == 1
     assert sum(now.ages) == 3
     assert now.ages[4] == 1, "between a minute and two"
-    assert now.gates == {"api_key": True, "credit": False, "backoff": False}
+    assert now.breakers == {"api_key": True, "credit": False}
+    assert 20 < now.flow.resume_in <= 30
+    assert now.flow.rate is not None
+    assert now.flow.outage_age is None
     assert now.paused == {"all": 0, "tenant": 1}
-    assert set(now.pulses) == {"reconcile", "dispatcher"}
+    assert set(now.pulses) == {"reconcile"}
     assert now.dispatchers == 2
     assert now.balance is not None
     assert (now.balance.used, now.balance.remain) == (40, 60)
@@ -331,8 +338,7 @@ def test_an_empty_database_has_figures_too(engine: Engine) -> None:
 def test_processes_that_are_gone_are_forgotten_but_never_the_last(engine: Engine) -> None:
     with engine.begin() as conn:
         for process in ("w1", "w2"):
-            pulses.tell(conn, pulses.DISPATCHER, process)
+            pulses.tell(conn, "reconcile", process)
             conn.execute(text("UPDATE pulses SET at = at - interval '1 day'"))
         assert pulses.forget(conn, after=3600) == 1
-        assert list(pulses.last(conn)) == [pulses.DISPATCHER]
-        assert pulses.dispatchers(conn) == 0
+        assert list(pulses.last(conn)) == ["reconcile"]

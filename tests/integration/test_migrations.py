@@ -17,6 +17,9 @@ from models import reads, schedule, submission
 from models.artifacts import storing
 from models.base import Base
 from models.database import make_engine
+from models.flow_control import breakers, evidence, rules
+from models.flow_control import state as flow_state
+from models.flow_control.state import FlowState
 from models.lifecycle import Status
 from models.metrics import pulses
 from tests.integration import rows
@@ -223,6 +226,51 @@ def test_0014_converts_sentences_to_reasons_and_back(empty):
     assert {None, "a decision", "gate api_key", "gate credit", "gate backoff"} <= back
 
 
+def test_0015_replaces_gates_by_flow_control_and_back(empty):
+    """What was closed is opened; an account of which nothing is known is ramped up."""
+    migrate.upgrade(empty, "0014")
+    before = catalogue(empty)
+    with empty.begin() as conn:
+        conn.execute(
+            text("INSERT INTO gates (name, closed_at, reason) VALUES ('credit', now(), '402')")
+        )
+        conn.execute(text("INSERT INTO learned_limits (name, value) VALUES ('in_flight', 4)"))
+        conn.execute(text("INSERT INTO pulses (name, process) VALUES ('dispatcher', 'w1')"))
+        conn.execute(text("INSERT INTO pulses (name, process) VALUES ('reconcile', '')"))
+        generation_id = conn.execute(
+            text(
+                "INSERT INTO generations (id, status, request, estimated_cost, due_at, lease,"
+                " attempt, fingerprint) VALUES (gen_random_uuid(), 'uncertain', '{}', 9, now(), 7,"
+                " 1, 'x') RETURNING id"
+            )
+        ).scalar_one()
+        conn.execute(
+            text(
+                "INSERT INTO submit_attempts (generation_id, number, seed, seed_drawn, fingerprint,"
+                " settle_at, outcome) VALUES (:id, 1, 5, true, 'x', now(), 'unknown')"
+            ),
+            {"id": generation_id},
+        )
+    assert migrate.upgrade(empty).up_to_date
+    with empty.connect() as conn:
+        found = flow_state.read(conn)
+        assert found.ramp_age is not None
+        assert (found.concurrency, found.rate, found.outage_age) == (None, None, None)
+        assert breakers.read(conn).open == ()
+        assert conn.execute(text("SELECT name FROM pulses")).scalars().all() == ["reconcile"]
+        kept = "SELECT lease, status, leased_until, claimed_by FROM generations"
+        assert tuple(conn.execute(text(kept)).one()) == (7, "uncertain", None, None)
+        kept = "SELECT outcome, answered_at, provider_ok FROM submit_attempts"
+        assert tuple(conn.execute(text(kept)).one()) == ("unknown", None, None)
+    migrate.downgrade(empty, "0014")
+    assert catalogue(empty) == before
+    with empty.connect() as conn:
+        assert conn.execute(text("SELECT count(*) FROM gates")).scalar_one() == 0
+        kept = "SELECT lease, status FROM generations"
+        assert tuple(conn.execute(text(kept)).one()) == (7, "uncertain")
+    assert migrate.upgrade(empty).up_to_date
+
+
 # --- the queries that run all the time ---------------------------------------------------------
 
 
@@ -249,9 +297,9 @@ def full(postgres: EmbeddedPostgres) -> Iterator[Engine]:
             conn.execute(
                 text("""
                 INSERT INTO submit_attempts (generation_id, number, seed, seed_drawn, fingerprint,
-                    settle_at, outcome, remote_task_id)
+                    settle_at, outcome, remote_task_id, answered_at, provider_ok)
                 SELECT id, 1, row_number() OVER (), true, fingerprint, now(), 'submitted',
-                    remote_task_id
+                    remote_task_id, now() - row_number() OVER () * interval '1 s', true
                 FROM generations WHERE attempt = 1
                 """)
             )
@@ -306,6 +354,35 @@ def catch_up(conn: Connection) -> None:
     assert storing.catch_up(conn, storing.Place(since), most=500) == (0, None)
 
 
+def allowance(conn: Connection) -> None:
+    """While submission is ramped up: as far back as a ramp ever lasts."""
+    ramping = FlowState(failed_ago=1.0, ramp_age=rules.MAX_RAMP - 1)
+    assert flow_state.allowance(conn, ramping) is None
+
+
+def failed(conn: Connection) -> None:
+    assert not evidence.failed(conn, reason="SERVICE_BUSY")
+
+
+def one_too_many(conn: Connection) -> None:
+    generation_id = rows.make(conn, Status.SUBMITTING)
+    assert evidence.concurrency_refused(conn, generation_id, 1) == 200
+
+
+def relax(conn: Connection) -> None:
+    """With a limit that may be raised, and a ramp that may be over."""
+    conn.execute(
+        text(
+            "INSERT INTO flow_control (account, concurrency, concurrency_refused,"
+            " concurrency_changed_at, ramp_since) VALUES ('default', 5, 6, now() - interval"
+            " '1 h', now() - interval '5 min')"
+        )
+    )
+    evidence.relax(conn, max_in_flight=300, max_rate=20.0)
+    assert flow_state.read(conn).concurrency.value == 6
+    assert flow_state.read(conn).ramp_age is None
+
+
 @pytest.mark.parametrize(
     ("call", "index"),
     [
@@ -317,10 +394,17 @@ def catch_up(conn: Connection) -> None:
         (intend, "ix_submit_attempts_seed"),
         (lambda conn: reads.summary(conn), "ix_generations_live"),
         (catch_up, "ix_generations_completed"),
+        (allowance, "ix_submit_attempts_answered"),
+        (allowance, "ix_generations_live"),
+        (failed, "ix_submit_attempts_started"),
+        (relax, "ix_submit_attempts_answered"),
+        (one_too_many, "ix_generations_live"),
+        (lambda conn: schedule.at_work(conn), "ix_generations_live"),
     ],
     ids=[
         *("claim", "admit", "admit: busy tenants", "next_due_in", "in_flight", "intend"),
-        *("summary", "catch up"),
+        *("summary", "catch up", "allowance", "allowance: in progress", "failed", "relax"),
+        *("one too many", "at work"),
     ],
 )
 def test_what_runs_all_the_time_does_not_read_what_has_ended(full, call, index):

@@ -498,12 +498,12 @@ def test_a_lack_of_requests_is_no_reason_to_make_more_of_them(lab):
     assert state(lab).rest.total_seconds() > 50
 
 
-def test_a_wrong_key_closes_the_gate(lab):
+def test_a_wrong_key_opens_the_breaker(lab):
     send(lab, LEAST)
     all_due(lab)
     lab.sim.fault("list", "error", code="INVALID_API_KEY", times=1)
     assert a_pass(lab)
-    assert lab.gates() == {"api_key"}
+    assert lab.breakers() == {"api_key"}
 
 
 # --- beside others -----------------------------------------------------------------------------

@@ -66,7 +66,7 @@ def test_a_failed_task_keeps_its_code(lab, code):
     lab.sim.change(lab.submitted_tasks()[0]["task_id"], status="failed", error_code=code)
     view = look(lab, generation_id)
     assert (view.status, view.error_code) == (Status.FAILED, code)
-    assert lab.gates() == set()
+    assert lab.breakers() == set()
 
 
 def test_a_failure_without_a_code(lab):
@@ -149,7 +149,7 @@ def test_a_refused_key_closes_the_gate(lab):
     generation_id = lab.send()
     lab.sim.change_account(lab.sim.api_key, enabled=False)
     assert look(lab, generation_id).status is Status.RUNNING
-    assert lab.gates() == {"api_key"}
+    assert lab.breakers() == {"api_key"}
     lab.sim.change_account(lab.sim.api_key, enabled=True)
     lab.complete(generation_id)
 
@@ -183,6 +183,8 @@ def test_retry_after_is_honoured(lab):
     lab.sim.fault("get", "rate_limited", retry_after=120, times=1)
     look(lab, generation_id)
     assert due_in(lab, generation_id) > 110
+    assert lab.flow().resume_in > 110, "by every request of the fleet"
+    lab.calm()
     lab.complete(generation_id)
 
 

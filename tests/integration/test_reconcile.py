@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from models import transitions, watch
-from models.gates import GateName
+from models.flow_control.breakers import BreakerName
 from models.lifecycle import Observation, Status
 from models.resolution import Skew
 from tests.integration.conftest import text_request
@@ -45,7 +45,7 @@ def test_an_outage_of_the_provider_is_no_fault_of_upkeep(lab, caplog, code):
 def test_a_refused_key_closes_its_gate_when_reconcile_is_the_first_to_hear(lab):
     lab.sim.fault("list", "error", code="INVALID_API_KEY")
     assert reconcile.by_the_clock(lab.rt) is None
-    assert lab.gates() == {GateName.API_KEY}
+    assert lab.breakers() == {BreakerName.API_KEY}
 
 
 def test_a_lost_answer_is_adopted_before_it_settles(lab):

@@ -1,6 +1,5 @@
 """Who is due, who gets to work on it, and who is let in."""
 
-import itertools
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -10,11 +9,13 @@ from decimal import Decimal
 import pytest
 from sqlalchemy import Connection, Engine, func, text, update
 
-from models import gates, schedule, transitions
+from models import schedule, transitions
 from models.base import table_of
+from models.flow_control import breakers
+from models.flow_control.breakers import BreakerName
 from models.lifecycle import LIVE, TERMINAL, Status
 from models.schedule import Stage
-from models.tables import Generation, LearnedLimit, SubmitAttempt
+from models.tables import Generation
 from tests.brokers import broker_with
 from tests.integration import rows
 from tests.integration.rows import events, make, read
@@ -138,7 +139,7 @@ def test_a_claim_that_is_rolled_back_is_as_if_it_never_was(shared):
 def test_a_released_claim_is_due_soon_and_burns_no_try(conn):
     generation_id = make(conn, S.RUNNING, due_at=in_(-1), tries=3)
     claims = claim(conn)
-    schedule.release(conn, claims, seconds=2)
+    schedule.release(conn, [claim.held for claim in claims], seconds=2)
     row = read(conn, generation_id)
     assert row.tries == 3
     assert row.due_at - rows.db_now(conn) == timedelta(seconds=2)
@@ -148,7 +149,7 @@ def test_a_release_comes_too_late_for_a_lease_that_was_taken_over(conn):
     generation_id = make(conn, S.RUNNING, due_at=in_(-1))
     stale = claim(conn)
     conn.execute(update(table_of(Generation)).values(lease=g.lease + 1))
-    schedule.release(conn, stale, seconds=2)
+    schedule.release(conn, [claim.held for claim in stale], seconds=2)
     assert read(conn, generation_id).due_at - rows.db_now(conn) == timedelta(seconds=60)
 
 
@@ -168,13 +169,22 @@ def test_the_next_due_is_known_so_that_nobody_polls(conn):
 
 
 def test_only_free_slots_are_filled(conn):
+    """One that is uncertain holds none: most likely there is no task of it."""
     for status in LIVE:
         make(conn, status, due_at=in_(60))
     waiting = wait_in_line(conn, 10)
-    assert admit(conn, slots=7) == waiting[:3]
-    assert admit(conn, slots=7) == []
-    assert schedule.in_flight(conn) == 7
+    assert admit(conn, slots=6) == waiting[:3]
+    assert admit(conn, slots=6) == []
+    assert schedule.in_flight(conn) == 6
     assert admit(conn, 2, slots=50) == waiting[3:5], "no more than there is room for messages"
+
+
+@pytest.mark.parametrize("status", [S.UPLOADING, S.SUBMITTING, S.RUNNING])
+def test_generations_past_admission_hold_a_slot(conn, status):
+    for _ in range(2):
+        make(conn, status, due_at=in_(60))
+    waiting = wait_in_line(conn, 3)
+    assert admit(conn, slots=3) == waiting[:1]
 
 
 def test_attention_and_ended_rows_hold_no_slot(conn):
@@ -267,23 +277,22 @@ def test_equal_ones_go_one_after_another_as_each_leaves_doubt(conn):
         went.append(one.id)
         assert admit(conn) == []
         number = len(went)
-        rows.attempt(conn, one.id, 1, fingerprint="same", seed_drawn=False, seed=1)
         assert transitions.intend(
-            conn, [transitions.Intending(one.id, one.lease, 1, "same")], settle_seconds=90
+            conn,
+            transitions.Intending(one.id, one.lease, 1, "same", 1, seed_drawn=False),
+            settle_seconds=90,
         )
         assert admit(conn) == []
         assert transitions.submitted(
             conn,
-            [
-                transitions.Answered(
-                    one.id,
-                    1,
-                    remote_task_id=f"t{number}",
-                    remote_status="pending",
-                    credit_cost=9,
-                    look_in=5,
-                )
-            ],
+            transitions.Answered(
+                one.id,
+                1,
+                remote_task_id=f"t{number}",
+                remote_status="pending",
+                credit_cost=9,
+                look_in=5,
+            ),
         )
     assert went == waiting
 
@@ -323,11 +332,11 @@ def test_a_deadline_that_passed_ends_it_before_admission_even_without_a_slot(con
     assert read(conn, later).status == S.EXPIRED
 
 
-def test_a_deadline_passes_also_while_a_gate_holds_everything(rt):
+def test_deadline_passes_also_while_a_breaker_blocks_everything(rt):
     """Through the dispatcher, which once didn't look at what waited then."""
     with rt.engine.begin() as own:
         late = make(own, S.ACCEPTED, deadline_at=in_(-1))
-        gates.close(own, gates.GateName.API_KEY, "the key was refused")
+        breakers.trip(own, BreakerName.API_KEY, "the key was refused", probe_in=60)
     handed_out: list[object] = []
     broker = broker_with(publish=lambda stage, claims: handed_out.append(claims))
     Dispatcher(rt, broker, slots=4).tick()
@@ -356,127 +365,38 @@ def test_only_one_admits_at_a_time_and_the_other_does_not_wait(shared):
         assert admit(second, slots=4) == waiting[2:], "it counts what the first let in"
 
 
-# --- the limit that the provider teaches -------------------------------------------------------
+# --- waking dispatchers ------------------------------------------------------------------------
 
 
-def age(conn: Connection, seconds: float) -> None:
-    changed = func.now() - timedelta(seconds=seconds)
-    conn.execute(update(table_of(LearnedLimit)).values(changed_at=changed))
+# --- claims --------------------------------------------------------------------------------------
 
 
-def refuse(conn: Connection, *, started: float = 0.0) -> int:
-    """One more is refused as one too many, sent so many seconds from now; the learned limit."""
-    one = make(conn, S.SUBMITTING, due_at=in_(60))
-    conn.execute(
-        update(table_of(SubmitAttempt))
-        .where(table_of(SubmitAttempt).c.generation_id == one)
-        .values(started_at=in_(started))
-    )
-    limit = schedule.learn_lower(conn, one, 1)
-    conn.execute(table_of(Generation).delete().where(g.id == one))
-    return limit
+def test_a_claim_ends_when_the_row_is_due_and_is_no_workers_yet(conn):
+    generation_id = make(conn, S.RUNNING, due_at=in_(-1), claimed_by=5)
+    [claim] = schedule.claim_due(conn, 9, lease_seconds=60)
+    row = read(conn, generation_id)
+    assert claim.lease == row.lease == 8
+    assert row.leased_until == row.due_at == rows.db_now(conn) + timedelta(seconds=60)
+    assert row.claimed_by is None
 
 
-def occupy(conn: Connection, n: int, status: Status = S.RUNNING) -> list[uuid.UUID]:
-    return [make(conn, status, due_at=in_(60)) for _ in range(n)]
+def test_an_admission_is_a_claim_that_is_no_workers_yet(conn):
+    [generation_id] = wait_in_line(conn, 1)
+    conn.execute(update(table_of(Generation)).values(claimed_by=5))
+    assert admit(conn, slots=1) == [generation_id]
+    row = read(conn, generation_id)
+    assert row.leased_until == row.due_at
+    assert row.claimed_by is None
 
 
-@pytest.mark.parametrize(
-    ("running", "on_their_way", "learned"), [(5, 0, 5), (0, 0, 1), (1, 0, 1), (3, 4, 7)]
-)
-def test_what_was_there_beside_a_refusal_is_the_limit_and_never_under_one(
-    conn, running, on_their_way, learned
-):
-    occupy(conn, running)
-    occupy(conn, on_their_way, S.SUBMITTING)
-    occupy(conn, 2, S.UNCERTAIN)  # may have no task at all
-    occupy(conn, 2, S.UPLOADING)
-    assert refuse(conn) == learned
-    assert schedule.learned_limit(conn, 50) == learned
-    assert schedule.learned_limit(conn, 2) == min(2, learned), "never above the setting"
-
-
-def test_a_crowd_finds_the_limit_without_going_under_it(conn):
-    """Fifty are sent together and five accepted: the answers come in any order."""
-    way = occupy(conn, 9, S.SUBMITTING)
-    assert refuse(conn, started=-1) == 9
-    for one in way[5:]:
-        conn.execute(table_of(Generation).delete().where(g.id == one))
-        refuse(conn, started=-1)
-    assert schedule.learned(conn) == 5
-    assert refuse(conn, started=-1) == 5, "what was sent before the limit was known says no more"
-
-
-def test_a_refusal_under_the_limit_lowers_it(conn):
-    occupy(conn, 5)
-    refuse(conn)
-    assert refuse(conn, started=1) == 4
-    assert [refuse(conn, started=1) for _ in range(5)] == [3, 2, 1, 1, 1]
-
-
-def test_a_raise_needs_time_and_slots_that_are_in_use(conn):
-    occupy(conn, 4)
-    refuse(conn)
-    schedule.relax(conn, 6)
-    assert schedule.learned(conn) == 4, "not before its time"
-    age(conn, schedule.RAISE_AFTER + 1)
-    schedule.relax(conn, 6)
-    schedule.relax(conn, 6)
-    assert schedule.learned(conn) == 5, "by one"
-    age(conn, schedule.RAISE_AFTER + 1)
-    schedule.relax(conn, 6)
-    assert schedule.learned(conn) == 5, "the fifth slot was not in use: nothing is known of it"
-    occupy(conn, 1)
-    schedule.relax(conn, 6)
-    assert schedule.learned(conn) == 6
-    schedule.relax(conn, 6)
-    assert schedule.learned(conn) is None, "forgotten at the setting"
-
-
-def test_a_hard_limit_is_tried_more_and_more_seldom(conn):
-    """The provider takes five, for ever: its refusals become rare."""
-    occupy(conn, 5)
-    refuse(conn)
-    waited, raises = 0, []
-    while waited < 6 * 3600:
-        waited += 60
-        conn.execute(
-            update(table_of(LearnedLimit)).values(
-                changed_at=table_of(LearnedLimit).c.changed_at - timedelta(seconds=60)
-            )
-        )
-        schedule.relax(conn, 50)
-        if schedule.learned(conn) == 6:
-            raises.append(waited)
-            assert refuse(conn, started=1) == 5
-    pauses = [b - a for a, b in itertools.pairwise(raises)]
-    assert pauses == sorted(pauses)
-    assert pauses[0] <= 60
-    assert pauses[-1] == schedule.RAISE_SELDOM
-    assert len(raises) < 15, "of 360 with an even pause"
-
-
-def test_once_the_refused_value_holds_it_grows_quickly_again(conn):
-    limit = schedule.Limit(value=5, refused=6, pause=3600)
-    assert limit.raise_in == 3600
-    assert schedule.Limit(6, 6, 3600).raise_in == schedule.RAISE_AFTER
-    assert schedule.Limit(9, 6, 3600).refuse(8, fresh=True) == schedule.Limit(
-        8, 9, schedule.RAISE_AFTER
-    )
-
-
-def test_a_refusal_that_was_of_its_moment_does_not_slow_the_rest_of_the_day(conn):
-    """One refusal beside a single task, and never again: the way back to sixty takes minutes."""
-    occupy(conn, 1)
-    refuse(conn)
-    assert schedule.learned(conn) == 1
-    occupy(conn, 60)
-    told = []
-    while (value := schedule.learned(conn)) is not None:
-        told.append(value)
-        age(conn, schedule.RAISE_AFTER + 1)
-        schedule.relax(conn, 60)
-    assert told == [1, 2, 3, 4, 6, 9, 13, 19, 28, 42, 60]
+def test_a_claim_that_is_given_back_ends_no_lease_of_its_own(conn):
+    """It is due by itself, so the release of dead workers must leave it alone."""
+    generation_id = make(conn, S.RUNNING, due_at=in_(-1))
+    claims = schedule.claim_due(conn, 9, lease_seconds=60)
+    schedule.release(conn, [claim.held for claim in claims], seconds=2)
+    row = read(conn, generation_id)
+    assert row.due_at == rows.db_now(conn) + timedelta(seconds=2)
+    assert row.due_at != row.leased_until
 
 
 def test_enqueuing_wakes_who_listens_at_the_commit(engine):

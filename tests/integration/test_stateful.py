@@ -141,8 +141,8 @@ class Day(RuleBasedStateMachine):
 
     @rule()
     def time_passes(self) -> None:
-        """Leases end, attempts settle, gates open."""
-        self.lab.open_gates()
+        """Leases end, attempts settle, breakers close."""
+        self.lab.calm()
         self.lab.sql("UPDATE submit_attempts SET settle_at = now() WHERE settle_at > now()")
         self.lab.sql("UPDATE generations SET due_at = now() WHERE due_at IS NOT NULL")
 

@@ -9,14 +9,18 @@ import pytest
 from sqlalchemy import Connection, Engine, func, select, text
 from sqlalchemy.exc import IntegrityError
 
-from models import gates, submission, transitions
+from models import submission, transitions
 from models.base import table_of
-from models.gates import GateName
+from models.flow_control import breakers, evidence
+from models.flow_control.breakers import BreakerName
+from models.flow_control.table import FlowControl
 from models.lifecycle import Status
 from models.marks import SEED_BOUND, fingerprint
+from models.operating import pauses
+from models.operating.actions import By
 from models.submission import Held, Intent, Timing, Wanted
 from models.tables import StrayTask, SubmitAttempt
-from models.wait_reasons import Wait, retry
+from models.wait_reasons import Wait, WaitReason, retry
 from tests.integration import rows
 from tests.integration.rows import REQUEST, attempts, events, make, read
 
@@ -154,20 +158,92 @@ def test_with_cancel_asked_it_is_cancelled(conn):
     assert read(conn, generation_id).status == S.CANCELLED
 
 
-@pytest.mark.parametrize("name", GateName)
-def test_a_closed_gate_puts_it_back_without_failing_it(conn, name):
-    gates.close(conn, name, "why")
-    generation_id = make(conn, S.UPLOADING)
-    wait = gates.wait_for(name)
+def put_back(conn: Connection, generation_id: uuid.UUID, wait: Wait) -> None:
+    """Check that no intent is made, and that the generation waits for this and fails nothing."""
     held(conn, generation_id, str(wait))
     row = read(conn, generation_id)
     assert (row.status, row.failures) == (S.ACCEPTED, 0)
     assert (row.wait_reason, row.wait_detail) == (wait.reason, wait.detail)
 
 
-def test_what_the_credits_cover_passes_the_credit_gate(conn):
-    gates.close(conn, GateName.CREDIT, "402", refused_estimate=Decimal(50))
-    gates.record_balance(conn, total=Decimal(100), used=Decimal(80), remain=Decimal(20))
+@pytest.mark.parametrize("name", BreakerName)
+def test_an_open_breaker_puts_it_back_without_failing_it(conn, name):
+    breakers.trip(conn, name, "why", probe_in=30)
+    put_back(conn, make(conn, S.UPLOADING), Wait(WaitReason.BREAKER, {"breaker": str(name)}))
+
+
+THROTTLED = Wait(WaitReason.RATE, {"cause": "throttled"})
+OUTAGE = Wait(WaitReason.RATE, {"cause": "outage"})
+
+
+def test_no_intent_is_made_before_retry_after_has_passed(conn):
+    evidence.throttled(conn, measured=10, retry_after=60, reason="RATE_LIMIT_EXCEEDED")
+    put_back(conn, make(conn, S.UPLOADING), THROTTLED)
+    conn.execute(text("UPDATE flow_control SET resume_at = now()"))
+    assert isinstance(begin(conn, make(conn, S.UPLOADING)), Intent)
+
+
+def outage(conn: Connection, *, probe_in: float) -> None:
+    """Put the account into an outage whose next probe is due in that many seconds."""
+    conn.execute(
+        table_of(FlowControl)
+        .insert()
+        .values(
+            account="default",
+            outage_since=func.now(),
+            probe_at=func.now() + timedelta(seconds=probe_in),
+        )
+    )
+
+
+def test_an_outage_puts_it_back_between_two_probes(conn):
+    outage(conn, probe_in=1)
+    put_back(conn, make(conn, S.UPLOADING), OUTAGE)
+
+
+def test_a_due_probe_of_an_outage_makes_one_intent(conn):
+    outage(conn, probe_in=0)
+    probe = begin(conn, make(conn, S.UPLOADING))
+    assert isinstance(probe, Intent)
+    assert probe.probe
+    put_back(conn, make(conn, S.UPLOADING), OUTAGE)
+
+
+def test_a_probe_is_not_spent_on_what_something_else_forbids_to_send(conn):
+    outage(conn, probe_in=0)
+    late = make(conn, S.UPLOADING, deadline_at=func.now())
+    held(conn, late, "deadline")
+    probe = begin(conn, make(conn, S.UPLOADING))
+    assert isinstance(probe, Intent)
+    assert probe.probe
+
+
+def limit(conn: Connection, tasks: int) -> None:
+    """Limit the account to this many tasks at a time."""
+    conn.execute(
+        table_of(FlowControl)
+        .insert()
+        .values(
+            account="default",
+            concurrency=tasks,
+            concurrency_refused=tasks + 1,
+            concurrency_changed_at=func.now(),
+        )
+    )
+
+
+def test_no_more_intents_are_made_than_the_provider_runs_tasks(conn):
+    limit(conn, 2)
+    make(conn, S.RUNNING)
+    make(conn, S.UNCERTAIN)
+    make(conn, S.RUNNING, attention="look", attention_at=func.now())
+    assert isinstance(begin(conn, make(conn, S.UPLOADING)), Intent)
+    put_back(conn, make(conn, S.UPLOADING), Wait(WaitReason.CONCURRENCY, {"provider_limit": 2}))
+
+
+def test_what_the_credits_cover_passes_the_credit_breaker(conn):
+    breakers.trip(conn, BreakerName.CREDIT, "402", probe_in=0, refused_estimate=Decimal(50))
+    breakers.record_balance(conn, total=Decimal(100), used=Decimal(80), remain=Decimal(20))
     cheap = make(conn, S.UPLOADING, estimated_cost=20)
     dear = make(conn, S.UPLOADING, estimated_cost=Decimal("20.0001"))
     assert isinstance(begin(conn, cheap), Intent)
@@ -251,7 +327,7 @@ def test_two_equal_ones_at_the_same_moment(engine):
             second.rollback()
             with pytest.raises(IntegrityError, match="uq_generations_in_doubt"):
                 transitions.intend(
-                    second, [transitions.Intending(two, 7, 1, MARK)], settle_seconds=90
+                    second, transitions.Intending(two, 7, 1, MARK, 42, False), settle_seconds=90
                 )
             second.rollback()
             submission.put_back_blocked(second, two, 7, None)
@@ -271,11 +347,11 @@ def intended(conn: Connection) -> Intent:
 
 
 def test_nothing_changed_and_it_may_be_sent(conn):
-    assert submission.may_still_send(conn, [intended(conn)]) == {}
+    assert obstacle(conn, intended(conn)) is None
 
 
 def obstacle(conn: Connection, intent: Intent) -> Wait | None:
-    return submission.may_still_send(conn, [intent]).get(intent.generation_id)
+    return submission.before_sending(conn, intent).obstacle
 
 
 def test_cancel_stops_it_on_the_last_metre(conn):
@@ -284,11 +360,74 @@ def test_cancel_stops_it_on_the_last_metre(conn):
     assert obstacle(conn, intent) == retry("cancel asked")
 
 
-@pytest.mark.parametrize("name", GateName)
-def test_a_gate_that_closed_meanwhile_stops_it(conn, name):
+@pytest.mark.parametrize("name", BreakerName)
+def test_a_breaker_that_opened_meanwhile_stops_it(conn, name):
     intent = intended(conn)
-    gates.close(conn, name, "why")
-    assert obstacle(conn, intent) == gates.wait_for(name)
+    breakers.trip(conn, name, "why", probe_in=30)
+    assert obstacle(conn, intent) == Wait(WaitReason.BREAKER, {"breaker": str(name)})
+
+
+def test_the_credit_breaker_lets_what_the_balance_covers_be_sent(conn):
+    intent = intended(conn)
+    breakers.trip(conn, BreakerName.CREDIT, "402", probe_in=0, refused_estimate=Decimal(50))
+    breakers.record_balance(conn, total=Decimal(100), used=Decimal(80), remain=Decimal(20))
+    assert obstacle(conn, intent) is None
+
+
+def test_throttling_that_came_meanwhile_stops_it(conn):
+    intent = intended(conn)
+    evidence.throttled(conn, measured=10, retry_after=60, reason="RATE_LIMIT_EXCEEDED")
+    found = submission.before_sending(conn, intent)
+    assert found.obstacle == THROTTLED
+    assert 59 < found.flow.resume_in <= 60, "the caller learns for how long"
+
+
+def test_an_outage_that_began_meanwhile_stops_it(conn):
+    intent = intended(conn)
+    outage(conn, probe_in=30)
+    assert obstacle(conn, intent) == OUTAGE
+
+
+def test_a_probe_is_sent_although_the_outage_goes_on(conn):
+    outage(conn, probe_in=0)
+    intent = intended(conn)
+    assert obstacle(conn, intent) is None
+
+
+def test_a_concurrency_limit_that_was_lowered_meanwhile_stops_nothing(conn):
+    """The intent is one of the tasks that fit: it was counted under the old limit."""
+    intent = intended(conn)
+    limit(conn, 1)
+    make(conn, S.RUNNING)
+    assert obstacle(conn, intent) is None
+
+
+def test_a_pause_that_began_meanwhile_stops_it(conn):
+    intent = intended(conn)
+    pauses.pause(conn, None, By("ana", "maintenance"))
+    found = obstacle(conn, intent)
+    assert found is not None
+    assert found.reason is WaitReason.PAUSE
+
+
+def test_a_deadline_that_passed_meanwhile_stops_it(conn):
+    intent = intended(conn)
+    conn.execute(text("UPDATE generations SET deadline_at = now()"))
+    assert obstacle(conn, intent) == retry("deadline passed")
+
+
+def test_a_callback_of_an_earlier_attempt_stops_the_next(conn):
+    intent = begin(conn, make(conn, S.UPLOADING, attempt=1))
+    assert isinstance(intent, Intent)
+    assert obstacle(conn, intent) is None
+    conn.execute(text("UPDATE submit_attempts SET callback_at = now() WHERE number = 1"))
+    assert obstacle(conn, intent) == retry("an earlier attempt was called back")
+
+
+def test_a_row_that_is_gone_stops_it(conn):
+    intent = intended(conn)
+    conn.execute(text("DELETE FROM submit_attempts; DELETE FROM generations"))
+    assert obstacle(conn, intent) == retry("no longer the row's attempt")
 
 
 def test_a_row_that_went_on_without_it_stops_it(conn):
@@ -301,6 +440,33 @@ def test_a_later_attempt_stops_it(conn):
     intent = intended(conn)
     conn.execute(text("UPDATE generations SET attempt = attempt + 1"))
     assert obstacle(conn, intent) == retry("no longer the row's attempt")
+
+
+# --- refusals ----------------------------------------------------------------------------------
+
+
+def test_refusals_and_unreachable_attempts_are_counted_from_the_first(conn):
+    generation_id = make(conn, S.UPLOADING, attempt=5, attempts=0)
+    ago = [func.now() - timedelta(seconds=seconds) for seconds in (900, 600, 300, 60, 1)]
+    for number, (outcome, code) in enumerate(
+        [
+            ("absent", "SERVICE_BUSY"),
+            ("refused", "SERVICE_BUSY"),
+            ("not_sent", "UNREACHABLE"),
+            ("not_sent", None),
+            ("unknown", "INTERNAL_ERROR"),
+        ],
+        start=1,
+    ):
+        rows.attempt(
+            conn, generation_id, number, outcome=outcome, code=code, started_at=ago[number - 1]
+        )
+    assert submission.refusals(conn, generation_id) == submission.Refusals(2, 600.0)
+
+
+def test_a_generation_that_was_never_refused_has_no_refusals(conn):
+    generation_id = make(conn, S.SUBMITTING)
+    assert submission.refusals(conn, generation_id) == submission.Refusals(0, None)
 
 
 # --- a second task -----------------------------------------------------------------------------

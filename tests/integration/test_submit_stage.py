@@ -1,6 +1,8 @@
 """Submit: intent, one POST, its outcome; with pauses, crashes and rivals at each place between."""
 
 import contextlib
+import random
+import re
 import socket
 import threading
 import time
@@ -13,9 +15,10 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError
 
 from api_client import Disposition, RateLimited
-from models import gates, schedule, transitions
+from models import schedule, transitions, workers
 from models.database import make_engine
-from models.gates import GateName
+from models.flow_control import rules
+from models.flow_control.rules import OUTAGE_SAMPLE
 from models.lifecycle import Status
 from models.marks import SEED_BOUND
 from models.wait_reasons import WaitReason
@@ -23,7 +26,7 @@ from tests.integration.conftest import text_request
 from tests.integration.invariants import HeldAnswer, in_background, laboratory, paused
 from tests.waiting import wait_for
 from worker import producer
-from worker.limiter import Limiter
+from worker.limiter import Limiter, NoTokenError
 from worker.stages import submit
 from worker.stages.resolve import Outcome
 
@@ -60,22 +63,32 @@ def test_the_intent_is_there_before_the_post(lab):
 def test_it_settles_after_b_k_l_and_the_margin(lab):
     generation_id = lab.in_doubt()
 
-    due, settle = lab.sql(
-        "SELECT extract(epoch FROM g.due_at - a.started_at) AS due,"
-        " extract(epoch FROM a.settle_at - a.started_at) AS settle"
-        " FROM generations g JOIN submit_attempts a ON a.generation_id = g.id"
-    )[0]
+    settle = lab.value("SELECT extract(epoch FROM settle_at - started_at) FROM submit_attempts")
     assert float(settle) == pytest.approx(10 + 0.5 + 0.3 + 0.2)
-    assert due == settle
     lab.resolve(generation_id)
     lab.complete(generation_id)
 
 
-def test_nothing_is_due_between_intent_and_settling(lab):
+def test_nothing_is_due_between_the_intent_and_settling_while_no_answer_came(lab):
+    """Its answer may still come: another worker must not search for it meanwhile."""
+    claim = lab.start()
+    due = []
+
+    def look():
+        with lab.rt.engine.connect() as conn:
+            due.append(schedule.next_due_in(conn))
+
+    submit.run(paused(lab.rt, before_check=look), [(claim.id, claim.lease)])
+
+    assert due == [pytest.approx(11, abs=1)]
+    lab.complete(claim.id)
+
+
+def test_an_uncertain_outcome_is_searched_for_two_seconds_later(lab):
     generation_id = lab.in_doubt()
     assert lab.due() == []
     with lab.rt.engine.connect() as conn:
-        assert (schedule.next_due_in(conn) or 0) > 1
+        assert 1 < schedule.next_due_in(conn) <= 2
     lab.resolve(generation_id)
     lab.complete(generation_id)
 
@@ -112,9 +125,17 @@ def test_a_past_deadline_sends_nothing(lab):
     assert lab.posts == 0
 
 
-def test_a_gate_that_closed_since_the_admission_holds_it(lab):
+def open_breaker(lab, name="api_key"):
+    lab.sql(
+        "INSERT INTO breakers (account, name, opened_at, reason)"
+        " VALUES ('default', :name, now(), 'test')",
+        name=name,
+    )
+
+
+def test_a_breaker_that_opened_since_the_admission_holds_it(lab):
     claim = lab.start()
-    lab.sql("INSERT INTO gates (name, closed_at, reason) VALUES ('api_key', now(), 'test')")
+    open_breaker(lab)
 
     submit.run(lab.rt, [(claim.id, claim.lease)])
 
@@ -289,19 +310,46 @@ def test_a_worker_that_wakes_finds_the_row_elsewhere(lab, stop):
         lab.complete(claim.id)
 
 
-@pytest.mark.parametrize("gate", ["api_key", "credit", "backoff"])
-def test_a_gate_that_closes_after_the_intent_stops_it(lab, gate):
+@pytest.mark.parametrize("breaker", ["api_key", "credit"])
+def test_a_breaker_that_opens_after_the_intent_stops_it(lab, breaker):
     claim = lab.start()
 
-    def close():
-        lab.sql("INSERT INTO gates (name, closed_at, reason) VALUES (:n, now(), 'test')", n=gate)
+    opens = paused(lab.rt, before_check=lambda: open_breaker(lab, breaker))
+    submit.run(opens, [(claim.id, claim.lease)])
 
-    submit.run(paused(lab.rt, before_check=close), [(claim.id, claim.lease)])
-
-    assert lab.get(claim.id).status is Status.ACCEPTED
-    view, wait = lab.get(claim.id), gates.wait_for(GateName(gate))
-    assert (view.wait_reason, view.wait_detail) == (wait.reason, wait.detail)
+    view = lab.get(claim.id)
+    assert view.status is Status.ACCEPTED
+    assert (view.wait_reason, view.wait_detail) == (WaitReason.BREAKER, {"breaker": breaker})
+    assert lab.outcomes(claim.id) == ["not_sent"]
     assert lab.posts == 0
+
+
+def test_a_worker_that_was_taken_for_dead_does_not_send(lab):
+    """Another worker released its claims: its row is uncertain before the POST is written."""
+    lab.rt.membership.id = register_dead_worker(lab)
+    claim = lab.start()
+    released = []
+
+    def release():
+        with lab.rt.engine.begin() as conn:
+            released.extend(workers.release_dead(conn, None))
+
+    submit.run(paused(lab.rt, before_check=release), [(claim.id, claim.lease)])
+
+    assert [(one.name, one.uncertain) for one in released] == [("dead:1", 1)]
+    assert lab.posts == 0
+    assert lab.get(claim.id).status is Status.UNCERTAIN
+    assert lab.resolve(claim.id) is Outcome.ABSENT
+    lab.send_again(claim.id)
+    lab.complete(claim.id)
+
+
+def register_dead_worker(lab):
+    """Register a worker whose heartbeats have stopped, and return its id."""
+    return lab.value(
+        "INSERT INTO workers (name, locked, seen_at)"
+        " VALUES ('dead:1', false, now() - interval '1 minute') RETURNING id"
+    )
 
 
 def test_frozen_between_check_and_write_it_is_flagged_and_never_silent(lab):
@@ -380,9 +428,9 @@ def test_a_message_for_nobody_does_nothing(lab):
 
 def test_an_old_message_after_the_row_was_put_back_does_nothing(lab):
     claim = lab.start()
-    lab.sql("INSERT INTO gates (name, closed_at, reason) VALUES ('api_key', now(), 'test')")
+    open_breaker(lab)
     submit.run(lab.rt, [(claim.id, claim.lease)])
-    lab.open_gates()
+    lab.calm()
     again = lab.readmit(claim.id)
 
     submit.run(lab.rt, [(claim.id, claim.lease)])
@@ -502,12 +550,384 @@ def test_a_refusal_that_names_a_task_is_none(lab):
     lab.complete(claim.id)
 
 
+def test_a_log_line_names_the_task_before_the_answer_is_stored(lab, caplog):
+    """Should the database be lost, the logs tell of which generation a task is."""
+    generation_id = lab.send()
+    [line] = [
+        record
+        for record in caplog.records
+        if record.name == submit.__name__ and hasattr(record, "remote_task")
+    ]
+    assert line.generation == str(generation_id)
+    assert line.remote_task == lab.get(generation_id).remote_task_id
+    lab.complete(generation_id)
+
+
+def test_a_second_attempt_is_not_sent_after_a_callback_of_the_first(lab):
+    """The callback shows that the first one has a task."""
+    generation_id = lab.in_doubt(kind="drop_before")
+    assert lab.resolve(generation_id) is Outcome.ABSENT
+    lab.sql("UPDATE submit_attempts SET callback_at = now()")
+
+    view = lab.send_again(generation_id)
+
+    assert (view.status, view.wait_reason) == (Status.ACCEPTED, WaitReason.OPERATOR)
+    assert "called back" in (view.attention or "")
+    assert lab.posts == 1
+
+
+def test_an_answer_that_the_tables_refuse_leaves_the_row_to_be_resolved(lab):
+    """The provider names a task that another generation follows already."""
+    first = lab.send("first")
+    taken = lab.get(first).remote_task_id
+    claim = lab.start(text_request("second"))
+
+    class NamesAnother:
+        def submit(self, request, **options):
+            answer = lab.rt.client.submit(request, **options)
+            return answer.model_copy(update={"task_id": taken})
+
+    with pytest.raises(DBAPIError):
+        submit.run(replace(lab.rt, client=NamesAnother()), [(claim.id, claim.lease)])
+
+    assert lab.get(claim.id).status is Status.SUBMITTING
+    assert lab.resolve(claim.id) is Outcome.ADOPTED
+    assert lab.get(claim.id).remote_task_id != taken
+    assert lab.posts == 2
+    lab.end_tasks()
+
+
+# --- refusals for now ---------------------------------------------------------------------------
+
+
+def delay(lab, generation_id):
+    """Return the seconds by which the latest answer delayed the generation."""
+    return float(
+        lab.value(
+            "SELECT extract(epoch FROM g.due_at - a.decided_at) FROM generations g"
+            " JOIN submit_attempts a ON a.generation_id = g.id AND a.number = g.attempt"
+            " WHERE g.id = :id",
+            id=generation_id,
+        )
+    )
+
+
+def put_aside(lab, generation_id):
+    """Delay a generation beyond the test, so that no later admission includes it."""
+    lab.sql(
+        "UPDATE generations SET due_at = now() + interval '1 hour' WHERE id = :id",
+        id=generation_id,
+    )
+
+
+def test_a_busy_answer_delays_that_generation_alone(lab):
+    lab.sim.fault("submit", "service_busy", times=1)
+
+    refused = lab.send()
+
+    view = lab.get(refused)
+    assert view.status is Status.ACCEPTED
+    assert (view.wait_reason, view.wait_detail) == (WaitReason.RETRY, {"code": "SERVICE_BUSY"})
+    assert delay(lab, refused) <= rules.RETRY_BASE
+    put_aside(lab, refused)
+    others = [lab.send(f"dog {n}") for n in range(3)]
+    assert {lab.get(i).status for i in others} == {Status.RUNNING}
+    assert lab.breakers() == set()
+    assert lab.posts == 4
+    lab.send_again(refused)
+    lab.end_tasks()
+
+
+def test_the_retry_delay_grows_with_each_refusal_and_is_capped(lab, monkeypatch):
+    monkeypatch.setattr(random, "uniform", lambda low, high: high)
+    lab.sim.fault("submit", "service_busy")
+    generation_id = lab.send()
+    delays = [delay(lab, generation_id)]
+    for _ in range(3):
+        lab.send_again(generation_id)
+        delays.append(delay(lab, generation_id))
+    assert delays == pytest.approx([0.5 * rules.RETRY_GROWTH**n for n in range(4)])
+    lab.sql(
+        "INSERT INTO submit_attempts (generation_id, number, seed, seed_drawn, fingerprint,"
+        " settle_at, outcome, code) SELECT :id, n, n, true, '-', now(), 'refused', 'SERVICE_BUSY'"
+        " FROM generate_series(100, 140) n",
+        id=generation_id,
+    )
+    lab.sql("UPDATE generations SET attempt = 140")
+    lab.send_again(generation_id)
+    assert delay(lab, generation_id) == pytest.approx(rules.MAX_RETRY)
+
+
+def test_refusals_for_longer_than_retry_for_fail_it_with_the_providers_code(lab):
+    lab.rt = lab.make_runtime(retry_for=60)
+    lab.sim.fault("submit", "service_busy", times=3)
+    generation_id = lab.send()
+    lab.send_again(generation_id)
+    assert lab.get(generation_id).status is Status.ACCEPTED
+    lab.sql("UPDATE submit_attempts SET started_at = started_at - interval '59 s'")
+    before = lab.get(generation_id)
+    assert before.status is Status.ACCEPTED
+    lab.sql("UPDATE submit_attempts SET started_at = started_at - interval '5 s'")
+
+    view = lab.send_again(generation_id)
+
+    assert (view.status, view.error_code) == (Status.FAILED, "SERVICE_BUSY")
+    assert re.match("refused 3 times in 6. s ", view.error_message or "")
+    assert "SEEDANCE_RETRY_FOR is 60 s" in (view.error_message or "")
+    assert lab.outcomes(generation_id) == ["refused"] * 3
+    assert lab.posts == 3
+    failed = lab.value("SELECT count(*) FROM submit_attempts WHERE provider_ok IS FALSE")
+    assert failed == 3, "it shows the provider no better than the refusals before it"
+
+
+def test_refusals_within_retry_for_are_not_limited_in_number(lab):
+    lab.rt = lab.make_runtime(retry_for=3600, max_attempts=2)
+    lab.sim.fault("submit", "service_busy", times=8)
+    generation_id = lab.send()
+    for _ in range(7):
+        assert lab.send_again(generation_id).status is Status.ACCEPTED
+        lab.calm()
+    assert lab.send_again(generation_id).status is Status.RUNNING
+    lab.complete(generation_id)
+
+
+def test_throttling_stops_every_request_for_retry_after_and_lowers_the_rate(lab):
+    other = lab.make_runtime(lease=4)
+    lab.sim.fault("submit", "rate_limited", times=1, retry_after=20)
+
+    generation_id = lab.send()
+
+    flow = lab.flow()
+    assert 15 < flow.resume_in <= 20
+    assert flow.rate is not None
+    assert flow.rate.lowered_to < lab.rt.limiter.configured
+    assert delay(lab, generation_id) > 15
+    for rt in (lab.rt, other):
+        for request in (lambda rt=rt: rt.client.list_tasks(1, 10, retry=False), rt.limiter.wait):
+            with pytest.raises(NoTokenError):
+                request()
+    assert (lab.posts, lab.sim.received("list")) == (1, 0)
+    assert lab.value("SELECT count(*) FROM submit_attempts WHERE provider_ok IS NOT NULL") == 0
+    waiting = lab.enqueue()
+    assert lab.admit() == []
+    assert lab.get(waiting).status is Status.ACCEPTED
+
+
+def test_requests_are_sent_again_once_retry_after_has_passed(lab):
+    lab.sim.fault("submit", "rate_limited", times=1, retry_after=1)
+    generation_id = lab.send()
+    wait_for(lambda: lab.flow().resume_in <= 0)
+    assert lab.send_again(generation_id).status is Status.RUNNING
+    lab.complete(generation_id)
+
+
+def test_a_busy_answer_with_retry_after_is_honoured_by_all(lab):
+    lab.sim.fault("submit", "service_busy", times=1, retry_after=20)
+    generation_id = lab.send()
+    assert 15 < lab.flow().resume_in <= 20
+    assert delay(lab, generation_id) > 15
+    assert lab.value("SELECT provider_ok FROM submit_attempts") is False
+
+
+def test_retry_after_for_a_generation_that_was_refused_twice_delays_it_alone(lab):
+    """One that is refused again and again must not stop the others each time."""
+    lab.sim.fault("submit", "service_busy", times=2)
+    refused = lab.send()
+    lab.send_again(refused)
+    lab.sim.fault("submit", "service_busy", times=1, retry_after=20)
+
+    lab.send_again(refused)
+
+    assert delay(lab, refused) > 15
+    assert lab.flow().resume_in <= 0
+    assert lab.get(lab.send("a dog")).status is Status.RUNNING
+    lab.end_tasks()
+
+
+def test_throttling_stops_all_also_for_a_generation_that_was_refused_twice(lab):
+    """RATE_LIMIT_EXCEEDED is never about one generation."""
+    lab.sim.fault("submit", "service_busy", times=2)
+    refused = lab.send()
+    lab.send_again(refused)
+    lab.sim.fault("submit", "rate_limited", times=1, retry_after=20)
+    lab.send_again(refused)
+    assert lab.flow().resume_in > 15
+
+
+def test_a_concurrency_refusal_lowers_the_limit_and_leaves_it_uncertain(lab):
+    running = [lab.send(f"cat {n}") for n in range(3)]
+    lab.sim.fault("submit", "concurrency", mode="refused", times=1)
+
+    refused = lab.send("one too many")
+
+    assert lab.get(refused).status is Status.UNCERTAIN
+    assert lab.value("SELECT concurrency FROM flow_control") == 3
+    assert (lab.flow().resume_in, lab.flow().failed_ago) == (0, None)
+    assert lab.value("SELECT count(*) FROM submit_attempts WHERE NOT provider_ok") == 0
+    lab.enqueue()
+    assert lab.admit() == [], "as many are at work as fit"
+    assert lab.resolve(refused) is Outcome.ABSENT
+    lab.sim.advance(3_600)
+    lab.run(lab.claim(running[0]))
+    assert len(lab.admit()) == 1
+    lab.end_tasks()
+
+
+def test_two_refusals_of_posts_sent_at_once_lower_the_limit_once(lab):
+    """Both were sent before the limit changed: the second shows nothing new."""
+    for n in range(4):
+        lab.send(f"cat {n}")
+    lost = lab.in_doubt("one that is found to be at work")
+    lab.sim.fault("submit", "concurrency", mode="refused", times=2)
+    first, second = lab.start(text_request("first")), lab.start(text_request("second"))
+    inner = []
+
+    def meanwhile():
+        submit.run(lab.rt, [(second.id, second.lease)])
+        inner.append(lab.flow().concurrency.value)
+        assert lab.resolve(lost) is Outcome.ADOPTED
+
+    submit.run(paused(lab.rt, after_check=meanwhile), [(first.id, first.lease)])
+
+    assert (inner, lab.flow().concurrency.value) == ([5], 5)
+    lab.sim.clear_faults()
+    lab.end_tasks()
+
+
+# --- outages ------------------------------------------------------------------------------------
+
+
+def fail(lab, number, kind="service_busy"):
+    """Let that many submits of as many generations fail."""
+    lab.sim.fault("submit", kind, times=number)
+    ids = []
+    for n in range(number):
+        ids.append(lab.send(f"failing {n}"))
+        put_aside(lab, ids[-1])
+    lab.sim.clear_faults()
+    return ids
+
+
+def test_failures_in_a_row_make_an_outage(lab, caplog):
+    fail(lab, OUTAGE_SAMPLE - 1)
+    assert lab.flow().outage_age is None
+    fail(lab, 1)
+    assert lab.flow().outage_age is not None
+    assert caplog.text.count("one probe at a time") == 1
+
+
+def test_a_success_among_them_makes_no_outage(lab):
+    fail(lab, OUTAGE_SAMPLE - 1)
+    lab.send("a success")
+    fail(lab, 5)
+    assert lab.flow().outage_age is None
+    lab.end_tasks()
+
+
+@pytest.mark.parametrize("kind", ["bare", "drop_before"])
+def test_ambiguous_outcomes_in_a_row_make_an_outage(lab, kind):
+    fail(lab, OUTAGE_SAMPLE, kind)
+    assert lab.flow().outage_age is not None
+
+
+def test_an_unreachable_provider_makes_an_outage(lab):
+    lab.rt = lab.make_runtime(api_base_url="http://127.0.0.1:9")
+    ids = fail(lab, OUTAGE_SAMPLE)
+    assert lab.flow().outage_age is not None
+    assert {lab.get(i).status for i in ids} == {Status.ACCEPTED}
+
+
+def probe_due(lab):
+    lab.sql("UPDATE flow_control SET probe_at = now()")
+
+
+def test_an_outage_sends_one_probe_and_puts_the_others_back(lab):
+    claims = [lab.start(text_request(f"waits {n}")) for n in range(3)]
+    fail(lab, OUTAGE_SAMPLE)
+    before = lab.posts
+    probe_due(lab)
+    held = HeldAnswer(lab.rt, "submit")
+    probe, *others = claims
+    with in_background(lambda: submit.run(held.rt, [(probe.id, probe.lease)])):
+        assert held.came.wait(30)
+        for claim in others:
+            submit.run(lab.rt, [(claim.id, claim.lease)])
+        assert lab.posts == before + 1
+        for claim in others:
+            view = lab.get(claim.id)
+            assert view.status is Status.ACCEPTED
+            assert (view.wait_reason, view.wait_detail) == (WaitReason.RATE, {"cause": "outage"})
+        lab.enqueue()
+        assert lab.admit() == [], "the next probe is not due yet"
+        held.go.set()
+    assert lab.get(probe.id).status is Status.RUNNING
+    lab.end_tasks()
+
+
+def test_a_probe_that_succeeds_ends_the_outage_and_starts_a_ramp(lab, caplog):
+    fail(lab, OUTAGE_SAMPLE)
+    for n in range(20):
+        lab.enqueue(text_request(f"waits {n}"))
+    probe_due(lab)
+    [claim] = lab.admit()
+
+    submit.run(lab.rt, [(claim.id, claim.lease)])
+
+    flow = lab.flow()
+    assert (flow.outage_age, flow.ramp_age is not None) == (None, True)
+    assert "the outage of the provider is over" in caplog.text
+    assert len(lab.admit()) == rules.RAMP_START + 1, "one more for each success"
+    lab.end_tasks()
+
+
+def test_a_probe_that_fails_leaves_the_outage_on(lab):
+    fail(lab, OUTAGE_SAMPLE)
+    lab.sim.fault("submit", "service_busy", times=1)
+    probe_due(lab)
+    claim = lab.start(text_request("the probe"))
+    submit.run(lab.rt, [(claim.id, claim.lease)])
+    flow = lab.flow()
+    assert flow.outage_age is not None
+    assert 0 < flow.probe_in <= rules.MIN_PROBE
+    assert lab.get(claim.id).status is Status.ACCEPTED
+
+
+def test_a_refusal_of_the_work_itself_ends_an_outage(lab):
+    """The provider works: it read the request."""
+    fail(lab, OUTAGE_SAMPLE)
+    probe_due(lab)
+    claim = lab.start(text_request("a cat [sim: refuse=CONTENT_MODERATION_FAILED]"))
+    submit.run(lab.rt, [(claim.id, claim.lease)])
+    assert lab.get(claim.id).status is Status.FAILED
+    assert lab.flow().outage_age is None
+
+
+def test_an_outage_that_begins_after_the_intent_stops_the_post(lab):
+    claim = lab.start()
+    before = []
+
+    def begin():
+        fail(lab, OUTAGE_SAMPLE)
+        before.append(lab.posts)
+
+    submit.run(paused(lab.rt, before_check=begin), [(claim.id, claim.lease)])
+
+    assert [lab.posts] == before
+    view = lab.get(claim.id)
+    assert (view.status, view.wait_detail) == (Status.ACCEPTED, {"cause": "outage"})
+    assert lab.outcomes(claim.id) == ["not_sent"]
+
+
 # --- late answers -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("meanwhile", ["uncertain", "resolved", "sent again", "cancelled"])
+@pytest.mark.parametrize(
+    "meanwhile", ["uncertain", "released", "resolved", "sent again", "cancelled"]
+)
 def test_a_late_answer_after_the_lease_was_lost(lab, meanwhile):
     lab.sim.configure(list_lag=1_000)
+    if meanwhile == "released":
+        lab.rt.membership.id = register_dead_worker(lab)
     claim = lab.start()
     answered = threading.Event()
     may_answer = threading.Event()
@@ -528,6 +948,10 @@ def test_a_late_answer_after_the_lease_was_lost(lab, meanwhile):
         if meanwhile == "uncertain":
             lab.run(lab.claim(claim.id))  # its lease has ended; not settled yet
             assert lab.get(claim.id).status is Status.UNCERTAIN
+        elif meanwhile == "released":  # another worker took this one for dead
+            with lab.rt.engine.begin() as conn:
+                workers.release_dead(conn, None)
+            assert lab.get(claim.id).status is Status.UNCERTAIN
         else:
             if meanwhile == "cancelled":
                 ask_to_cancel(lab, claim.id)
@@ -538,7 +962,7 @@ def test_a_late_answer_after_the_lease_was_lost(lab, meanwhile):
 
     view = lab.get(claim.id)
     first = lab.submitted_tasks()[0]["task_id"]
-    if meanwhile in ("uncertain", "resolved"):
+    if meanwhile in ("uncertain", "released", "resolved"):
         assert (view.status, view.remote_task_id) == (Status.RUNNING, first)
         assert lab.posts == 1
     else:

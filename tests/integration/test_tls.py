@@ -125,7 +125,7 @@ def shares(url: str) -> bool:
     """Whether the request rate is kept in the store, and not by this process alone."""
     limiter = Limiter("1000/second", url)
     limiter.wait()
-    return limiter._shared_from == 0.0
+    return limiter._store_from == 0.0
 
 
 def test_the_broker_over_tls(terminator: Terminator, certificate: Certificate):

@@ -5,18 +5,19 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from decimal import Decimal
 from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, func, update
+from sqlalchemy import Connection, Engine, func, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from models import transitions
 from models.base import table_of
 from models.lifecycle import IN_DOUBT, LIVE, TERMINAL, TRANSITIONS, Event, Note, Status
-from models.tables import Generation
+from models.tables import Generation, SubmitAttempt
 from models.transitions import Moved
 from models.wait_reasons import REQUEST_RATE, retry
 from tests.integration import rows
@@ -83,7 +84,7 @@ NAMED = {
     ),
     "intend": Named(
         lambda c, i, f: transitions.intend(
-            c, [transitions.Intending(i, f.lease, 3, "f")], settle_seconds=90
+            c, transitions.Intending(i, f.lease, 3, "f", 5, True), settle_seconds=90
         ),
         every(Event.INTEND),
         "lease",
@@ -105,16 +106,14 @@ NAMED = {
     "submitted": Named(
         lambda c, i, f: transitions.submitted(
             c,
-            [
-                transitions.Answered(
-                    i,
-                    f.attempt,
-                    remote_task_id=f"t-{i}",
-                    remote_status="pending",
-                    credit_cost=9,
-                    look_in=5,
-                )
-            ],
+            transitions.Answered(
+                i,
+                f.attempt,
+                remote_task_id=f"t-{i}",
+                remote_status="pending",
+                credit_cost=9,
+                look_in=5,
+            ),
         ),
         every(Event.SUBMIT),
         "attempt",
@@ -375,7 +374,7 @@ def test_of_eight_ends_at_once_one_wins(engine):
 
 def test_a_late_answer_counts_after_the_lease_was_lost(conn):
     generation_id = make(conn, S.UNCERTAIN, lease=99, attempt=1)
-    [moved] = NAMED["submitted"].call(conn, generation_id, Fence(7, 1))
+    moved = NAMED["submitted"].call(conn, generation_id, Fence(7, 1))
     assert moved.status is S.RUNNING
     assert attempts(conn, generation_id) == [(1, "submitted")]
 
@@ -490,6 +489,119 @@ def test_the_fingerprint_lock_wakes_the_oldest_waiter_when_it_is_released(conn):
     assert woken == [1]
     assert read(conn, waiting[1]).blocked_by is None
     assert read(conn, waiting[2]).blocked_by == holder
+
+
+def test_an_intent_stores_its_attempt_in_the_same_statement(conn):
+    generation_id = make(conn, S.UPLOADING, attempt=2)
+    intending = transitions.Intending(generation_id, 7, 3, "mark", 11, True, b"\x00digest")
+    assert transitions.intend(conn, intending, settle_seconds=90)
+    a = table_of(SubmitAttempt).c
+    stored = conn.execute(
+        select(
+            a.seed, a.seed_drawn, a.fingerprint, a.callback_digest, a.settle_at, a.outcome
+        ).where(a.generation_id == generation_id, a.number == 3)
+    ).one()
+    settles = rows.db_now(conn) + timedelta(seconds=90)
+    assert tuple(stored) == (11, True, "mark", b"\x00digest", settles, None)
+    assert read(conn, generation_id).due_at == settles
+
+
+def test_an_intent_that_is_refused_stores_no_attempt(conn):
+    generation_id = make(conn, S.UPLOADING, attempt=2)
+    before = attempts(conn, generation_id)
+    assert NAMED["intend"].call(conn, generation_id, Fence(6, 2)) is None
+    assert attempts(conn, generation_id) == before
+
+
+@pytest.mark.parametrize(("due_in", "expected"), [(90, 2), (1, 1)])
+def test_doubt_brings_the_search_forward_and_never_delays_it(conn, due_in, expected):
+    now = rows.db_now(conn)
+    generation_id = make(conn, S.SUBMITTING, due_at=now + timedelta(seconds=due_in))
+    assert transitions.doubt(conn, generation_id, 1, why="time-out", search_in=2)
+    assert read(conn, generation_id).due_at == now + timedelta(seconds=expected)
+
+
+def test_doubt_without_a_search_leaves_the_row_due_as_it_was(conn):
+    due = rows.db_now(conn) + timedelta(seconds=90)
+    generation_id = make(conn, S.SUBMITTING, due_at=due)
+    assert transitions.doubt(conn, generation_id, 1, why="the worker is gone")
+    assert read(conn, generation_id).due_at == due
+
+
+PROVIDER_OK: dict[str, tuple[Call, bool | None]] = {
+    "submitted": (NAMED["submitted"].call, True),
+    "refused": (NAMED["refused"].call, True),
+    "refused for too long": (
+        lambda c, i, f: transitions.refused(
+            c, i, f.attempt, code="SERVICE_BUSY", message="no", provider_ok=False
+        ),
+        False,
+    ),
+    "declined": (NAMED["declined"].call, None),
+    "declined, the provider fails": (
+        lambda c, i, f: transitions.declined(
+            c, i, f.attempt, code="BUSY", wait=REQUEST_RATE, seconds=1, provider_ok=False
+        ),
+        False,
+    ),
+    "doubt": (NAMED["doubt"].call, None),
+    "doubt, the provider fails": (
+        lambda c, i, f: transitions.doubt(c, i, f.attempt, why="500", provider_ok=False),
+        False,
+    ),
+    "not_sent": (NAMED["not_sent"].call, None),
+    "not_sent, unreachable": (
+        lambda c, i, f: transitions.not_sent(
+            c, i, f.attempt, wait=retry("x"), seconds=1, code="UNREACHABLE"
+        ),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROVIDER_OK)
+def test_an_attempt_records_whether_its_answer_shows_the_provider_well(conn, name):
+    call, expected = PROVIDER_OK[name]
+    generation_id = make(conn, S.SUBMITTING, attempt=2)
+    assert call(conn, generation_id, FENCE)
+    assert answer(conn, generation_id) == (True, expected)
+
+
+@pytest.mark.parametrize("first", [False, None])
+def test_a_search_does_not_change_how_the_provider_answered(conn, first):
+    generation_id = make(conn, S.SUBMITTING, attempt=2)
+    assert transitions.doubt(conn, generation_id, 2, why="500", provider_ok=first)
+    assert NAMED["absent"].call(conn, generation_id, FENCE)
+    assert attempts(conn, generation_id)[-1] == (2, "absent")
+    assert answer(conn, generation_id) == (True, first)
+
+
+def test_a_late_answer_counts_as_a_success_of_its_own_time(conn):
+    generation_id = make(conn, S.SUBMITTING, attempt=2)
+    assert transitions.doubt(conn, generation_id, 2, why="time-out", provider_ok=False)
+    conn.execute(text("UPDATE submit_attempts SET answered_at = now() - interval '1 hour'"))
+    assert NAMED["submitted"].call(conn, generation_id, FENCE)
+    assert answer(conn, generation_id) == (True, True)
+    a = table_of(SubmitAttempt).c
+    answered = select(a.answered_at >= func.now()).where(
+        a.generation_id == generation_id, a.number == 2
+    )
+    assert conn.execute(answered).scalar_one()
+
+
+def answer(conn: Connection, generation_id: uuid.UUID) -> tuple[bool, bool | None]:
+    """Return whether attempt 2 was answered, and whether that showed the provider well."""
+    a = table_of(SubmitAttempt).c
+    query = select(a.answered_at.is_not(None), a.provider_ok)
+    row = conn.execute(query.where(a.generation_id == generation_id, a.number == 2)).one()
+    return tuple(row)
+
+
+def test_admission_leaves_the_claim_to_no_worker_until_one_begins(conn):
+    generation_id = make(conn, S.ACCEPTED, claimed_by=5)
+    assert transitions.admit(conn, [generation_id], lease_seconds=9)
+    row = read(conn, generation_id)
+    assert (row.claimed_by, row.leased_until) == (None, row.due_at)
 
 
 def test_two_of_one_fingerprint_are_never_in_doubt_together(conn):

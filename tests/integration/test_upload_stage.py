@@ -272,7 +272,7 @@ def test_a_refused_key_holds_it(lab):
     view = lab.get(generation_id)
     assert (view.status, view.waits_for) == (Status.ACCEPTED, "circuit breaker api_key")
     lab.sim.change_account(lab.sim.api_key, enabled=True)
-    lab.open_gates()
+    lab.calm()
     assert again(lab, generation_id).status is Status.RUNNING
     lab.end_tasks()
 

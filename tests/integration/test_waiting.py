@@ -4,8 +4,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from models import gates, schedule, transitions, waiting, watch
-from models.gates import GateName
+from models import schedule, transitions, waiting, watch
+from models.flow_control import breakers, evidence
+from models.flow_control.breakers import BreakerName
 from models.lifecycle import Observation, Status
 from models.operating.actions import By
 from models.submission import FORGOTTEN
@@ -151,11 +152,19 @@ def test_why_a_generation_waits(lab):
     assert why(lab, second) == "a free slot: 1 in flight, 1 ahead of it"
     assert why(lab, urgent) is None, "it was let in"
 
-    lab.sql("INSERT INTO learned_limits (name, value) VALUES ('in_flight', 1)")
-    assert why(lab, second).endswith("ahead of it, the provider takes 1 tasks at a time")
+    lab.sql(
+        "INSERT INTO flow_control (account, concurrency, concurrency_refused,"
+        " concurrency_changed_at) VALUES ('default', 1, 2, now())"
+    )
+    slowed = "a free slot: 1 in flight, 1 ahead of it, 1 tasks at work: the provider refused"
+    assert why(lab, second).startswith(slowed)
 
     with lab.rt.engine.begin() as conn:
-        gates.close(conn, GateName.API_KEY, "INVALID_API_KEY: no", probe_in=60)
+        evidence.throttled(conn, measured=9.0, retry_after=60.0, reason="RATE_LIMIT_EXCEEDED")
+    assert why(lab, second) == "the provider, which throttles requests (RATE_LIMIT_EXCEEDED)"
+
+    with lab.rt.engine.begin() as conn:
+        breakers.trip(conn, BreakerName.API_KEY, "INVALID_API_KEY: no", probe_in=60)
     assert why(lab, first) == "circuit breaker api_key, opened by INVALID_API_KEY: no"
     lab.sql("UPDATE generations SET blocked_by = :first WHERE id = :id", first=first, id=second)
     assert why(lab, second) == f"an equal generation with the same seed: {first}"

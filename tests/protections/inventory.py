@@ -18,7 +18,7 @@ MOVES: Final = "tests/integration/test_transitions.py"
 SCHEDULE: Final = "tests/integration/test_schedule.py"
 DISPATCHER: Final = "tests/integration/test_dispatcher.py"
 OPERATOR: Final = "tests/integration/test_operator.py"
-GATES: Final = "tests/integration/test_balance_and_gates.py"
+BREAKERS: Final = "tests/integration/test_breakers.py"
 UPLOAD: Final = "tests/integration/test_upload_stage.py"
 DRIFT: Final = "tests/integration/test_drift.py"
 WATCH: Final = "tests/integration/test_watch.py"
@@ -212,7 +212,7 @@ PROTOCOL = tuple(
                 f"{RESOLVE}::test_blocked_rows_starve_nobody",
                 f"{SCHEDULE}::test_a_crowd_of_equal_seeds_does_not_keep_a_slot_from_the_rest",
                 f"{SCHEDULE}::test_ten_thousand_of_one_tenant_do_not_starve_five_of_another",
-                f"{GATES}::test_a_dear_row_waits_while_cheap_ones_pass",
+                f"{BREAKERS}::test_expensive_generation_waits_while_cheap_ones_pass",
             ),
             (
                 "attention-gives-up-its-slot",
@@ -259,6 +259,20 @@ PROVIDER = tuple(
             ("sent-and-lost-is-ambiguous", "doubt-is-not-repeated"),
         ),
         (
+            "answer lost, the task shows in the list at once, late or never",
+            _in(
+                RESOLVE,
+                "test_the_first_early_scan_adopts_a_task_that_the_list_shows",
+                "test_the_second_early_scan_adopts_a_task_that_appeared_later",
+                "test_early_scans_that_find_nothing_decide_nothing",
+            ),
+            (
+                "early-scan-decides-presence-alone",
+                "early-scan-is-early",
+                "early-scan-is-repeated-after-the-lag",
+            ),
+        ),
+        (
             "answer delayed beyond the timeout",
             (f"{ANSWERS}::test_an_answer_that_takes_too_long",),
             ("sent-and-lost-is-ambiguous",),
@@ -287,10 +301,15 @@ PROVIDER = tuple(
         (
             "503 storms, Retry-After",
             (
-                f"{ANSWERS}::test_a_refusal_holds_everybody_for_as_long_as_it_says",
-                f"{LATE}::test_the_backoff_gate_closes_for_longer_each_time",
+                f"{SUBMIT}::test_throttling_stops_every_request_for_retry_after_and_lowers_the_rate",
+                f"{SUBMIT}::test_an_outage_sends_one_probe_and_puts_the_others_back",
+                f"{SUBMIT}::test_a_busy_answer_delays_that_generation_alone",
             ),
-            ("retry-after-holds-everybody", "backoff-grows"),
+            (
+                "retry-after-holds-every-request",
+                "outage-is-probed-one-at-a-time",
+                "retry-delay-is-the-generations-own",
+            ),
         ),
         ("list order random", (f"{DRIFT}::test_a_lost_task_is_never_taken_for_absent",), ()),
         (
@@ -334,6 +353,21 @@ PROCESSES = tuple(
                 f"{KILLS}::test_after_all_workers_were_killed_everything_moves_within_one_lease",
             ),
             ("crash-reclaimed-by-the-lease",),
+        ),
+        (
+            "one of two workers dies",
+            _in(
+                DISPATCHER,
+                "test_claims_of_a_dead_worker_are_released_within_two_ticks",
+                "test_claims_of_a_live_worker_are_kept",
+                "test_a_post_of_a_dead_worker_is_searched_for_and_not_sent_again",
+            ),
+            (
+                "dead-workers-claims-are-released",
+                "release-raises-the-token",
+                "live-workers-claims-are-kept",
+                "posts-of-dead-workers-are-in-doubt",
+            ),
         ),
         (
             "one task kills its worker again and again",

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from models.flow_control.report import Limit
+from models.flow_control.state import FlowState
 from models.lifecycle import Status
 from models.reads import GenerationView, Summary
 from worker import stack_file
@@ -82,10 +84,17 @@ def test_how_it_ended() -> None:
 
 
 def test_the_state_in_one_line() -> None:
-    summary = Summary({Status.RUNNING: 2}, 2, 1, 0, 47.0, {"credit": "no more"}, ("slowed",))
-    assert watch.line(summary) == (
-        "running 2, in flight 2, attention 1, late by over 40s, gate credit closed: no more, slowed"
+    limits = (
+        Limit("rate", 7.0, 3.0, "7 requests/s"),
+        Limit("outage", 12.0, 12.0, "outage for 12 s"),
     )
+    summary = Summary(
+        {Status.RUNNING: 2}, 2, 1, 0, 47.0, {"credit": "no more"}, limits, FlowState()
+    )
+    assert watch.line(summary) == (
+        "running 2, in flight 2, attention 1, late by over 40s, breaker credit open: no more,"
+        " rate, outage"
+    ), "limits by name alone: their figures change each second, and each change is a line"
 
 
 def test_a_running_service_is_found_while_it_runs(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_what_is_bound_is_in_every_line_of_the_thread_and_of_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = configured(monkeypatch)
-    logs.task_begins("seedance.submit", f"{GENERATION}.submit.7", [GENERATION, 7])
+    logs.task_begins("seedance.submit", f"{GENERATION}.submit.7", [[[GENERATION, 7]]])
     bind_contextvars(attempt=2)
     logging.getLogger("worker.stages.submit").info("ours")
     with bound_contextvars(remote_task="t-1"):
@@ -104,8 +104,10 @@ def test_the_next_task_of_a_thread_inherits_nothing() -> None:
 def test_a_batch_names_no_single_generation() -> None:
     logs.task_begins("seedance.resolve", "a.resolve.1", [[["a", 1], ["b", 2]]])
     assert get_contextvars() == {"task": "a.resolve.1", "stage": "resolve"}
-    logs.task_begins("seedance.submit", "a.submit.1", [GENERATION, 1, [["b", 2]]])
+    logs.task_begins("seedance.submit", "a.submit.1", [[[GENERATION, 1], ["b", 2]]])
     assert get_contextvars() == {"task": "a.submit.1", "stage": "submit"}
+    logs.task_begins("seedance.submit", "a.submit.1", [[[GENERATION, 1]]])
+    assert get_contextvars()["generation"] == GENERATION
     logs.task_begins("seedance.deliver", "n.deliver.1", [GENERATION, 1])
     assert get_contextvars() == {"task": "n.deliver.1", "stage": "deliver"}
 

@@ -48,6 +48,7 @@ GOOD = {
     "rate_limit": ("600/minute", "600/minute"),
     "rate_limit_url": ("redis://:p@h:6379/1", "redis://:p@h:6379/1"),
     "max_attempts": ("1", 1),
+    "retry_for": ("3600", 3600.0),
     "max_tries": ("2", 2),
     "concurrency": ("32", 32),
     "tick": ("0.1", 0.1),
@@ -224,6 +225,22 @@ def test_a_lease_must_outlive_the_longest_request():
     with pytest.raises(SettingsError, match="SEEDANCE_LEASE is 25 s"):
         load_settings({**given, "SEEDANCE_LEASE": "25"})
     assert load_settings({**given, "SEEDANCE_LEASE": "25.1"}).lease == 25.1
+
+
+def test_refused_generations_are_retried_at_least_until_an_outcome_settles():
+    """The message has both values: the setting, and the sum that it contradicts."""
+    given = {**NEEDED, "SEEDANCE_LATE_CREATION": "200"}
+    with pytest.raises(SettingsError) as caught:
+        load_settings({**given, "SEEDANCE_RETRY_FOR": "229.9"})
+    assert "SEEDANCE_RETRY_FOR is 229.9 s" in str(caught.value)
+    assert "SEEDANCE_LATE_CREATION" in str(caught.value)
+    assert "= 230 s" in str(caught.value)
+    assert load_settings({**given, "SEEDANCE_RETRY_FOR": "230"}).retry_for == 230
+
+
+def test_contradictory_poll_times_are_both_named():
+    with pytest.raises(SettingsError, match=r"POLL_MAX is 4 s, under SEEDANCE_POLL_MIN, 9 s"):
+        load_settings({**NEEDED, "SEEDANCE_POLL_MIN": "9", "SEEDANCE_POLL_MAX": "4"})
 
 
 def test_attempts_are_kept_longer_than_a_late_task_can_appear():

@@ -13,14 +13,17 @@ KEY = "sk-live-0123456789"
 SIGNED = "https://storage.example/v.mp4?X-Amz-Signature=abc"
 
 
-@pytest.mark.parametrize("stage", ["upload", "submit", "poll"])
+@pytest.mark.parametrize("stage", ["upload", "poll"])
 def test_a_stage_tells_its_generation_and_its_lease(stage):
     assert task_forms.arguments(f"seedance.{stage}", [ID, 7]) == f"generation {ID} lease 7"
 
 
-def test_of_several_submissions_the_first_is_told():
-    args = [ID, 7, [[ID, 1], [ID, 2]]]
-    assert task_forms.arguments("seedance.submit", args) == f"generation {ID} lease 7 and 2 more"
+def test_message_of_one_submit_shows_its_generation_and_lease():
+    assert task_forms.arguments("seedance.submit", [[[ID, 7]]]) == f"generation {ID} lease 7"
+    assert task_forms.only([[[ID, 7]]]) == ID
+    assert task_forms.only([[[ID, 7], [ID, 8]]]) is None
+    assert task_forms.only([[["x" * 90, 7]]]) is None
+    assert task_forms.only([]) is None
 
 
 def test_side_work_tells_its_row():

@@ -35,18 +35,21 @@ SENTENCES: list[tuple[WaitReason, dict[str, Any] | None, str]] = [
     (R.BREAKER, {"breaker": "api_key"}, "circuit breaker api_key"),
     (R.BREAKER, {"breaker": "credit", "reason": "402"}, "circuit breaker credit, opened by 402"),
     (R.RATE, {"cause": "request_rate"}, "the request rate"),
-    (R.RATE, {"cause": "backoff"}, "the end of the backoff"),
-    (R.RATE, {"cause": "backoff", "reason": "BUSY"}, "the end of the backoff after BUSY"),
-    (
-        R.RATE,
-        {"cause": "backoff", "reason": "BUSY", "max_concurrent": 4},
-        "the ramp-up after BUSY: at most 4 at a time",
-    ),
+    (R.RATE, {"cause": "backoff"}, "the request rate"),  # of a version before
+    (R.RATE, {"cause": "throttled"}, "the provider, which throttles requests"),
+    (R.RATE, {"cause": "throttled", "reason": "X"}, "the provider, which throttles requests (X)"),
+    (R.RATE, {"cause": "outage"}, "the end of the provider's outage"),
+    (R.RATE, {"cause": "outage", "reason": "BUSY"}, "the end of the provider's outage (BUSY)"),
     (R.CONCURRENCY, None, "a free slot"),
     (
         R.CONCURRENCY,
         {"in_flight": 3, "ahead": 0, "slowed_by": []},
         "a free slot: 3 in flight, 0 ahead of it",
+    ),
+    (
+        R.CONCURRENCY,
+        {"in_flight": 3, "ahead": 0, "slowed_by": ["7 requests/s"]},
+        "a free slot: 3 in flight, 0 ahead of it, 7 requests/s",
     ),
     (
         R.CONCURRENCY,

@@ -1,24 +1,34 @@
 """What `seedance watch` shows on a terminal, drawn without one."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
+import pytest
 from rich.console import Console
 
 from models.credit import Funds
 from models.flow import Flow
+from models.flow_control.report import Limit
+from models.flow_control.rules import ConcurrencyLimit
+from models.flow_control.state import FlowState
 from models.lifecycle import Status
 from models.operating.pauses import PauseView
 from models.reads import Summary
 from models.wait_reasons import WaitReason
 from models.waiting import Waiting
 from tests.unit.test_cli_output import view
-from worker.cli.watch_screen import screen
-from worker.cli.watching import Credits, Deliveries, Snapshot
+from worker.cli import output
+from worker.cli.watch_screen import obstacles, screen
+from worker.cli.watching import Credits, Deliveries, Snapshot, snapshot_json
 
 WAITS = view(
     status=Status.ACCEPTED, tenant="acme", finished_at=None, wait_reason=WaitReason.CONCURRENCY
 )
+
+
+RATE = Limit("rate", 7.0, 3.0, "7 requests/s since the provider throttled at 10/s 3 s ago")
+TASKS = Limit("concurrency", 7, 1.0, "7 tasks at work, rising while all are in use")
 
 
 def snapshot(**fields: object) -> Snapshot:
@@ -31,9 +41,16 @@ def snapshot(**fields: object) -> Snapshot:
     )
     values: dict[str, object] = {
         "summary": Summary(
-            {Status.RUNNING: 2}, 2, 1, 0, 47.0, {"credit": "no more"}, ("slowed",), (pause,)
+            {Status.RUNNING: 2},
+            2,
+            1,
+            0,
+            47.0,
+            {"credit": "no more"},
+            (RATE, TASKS),
+            FlowState(concurrency=ConcurrencyLimit(7, 8, 1.0)),
+            (pause,),
         ),
-        "limit": 7,
         "flow": Flow(600.0, {"accepted": 40, "failed": 3}, {"accepted": 5}, {"INTERNAL_ERROR": 3}),
         "waiting": Waiting({WaitReason.CONCURRENCY: 4, WaitReason.PAUSE: 1}, [WAITS]),
         "attention": [view(attention="its task can't be told apart")],
@@ -59,8 +76,9 @@ def test_everything_is_told() -> None:
         "running 2",
         "in flight 2 of 7 that the provider takes   oldest due 47s ago   attention 1",
         "a pause of tenant 'acme': runaway script (ana), for 5m",
-        "gate credit is closed: no more",
-        "slowed",
+        "breaker credit is open: no more",
+        "rate: 7 requests/s since the provider throttled",
+        "concurrency: 7 tasks at work",
         "! 00000000 its task can't be told apart",
         "errors INTERNAL_ERROR 3",
         "waiting concurrency 4, pause 1",
@@ -88,8 +106,7 @@ def test_each_thing_has_one_line_on_a_narrow_screen() -> None:
 
 def test_nothing_is_said_of_what_there_is_nothing_of() -> None:
     quiet = snapshot(
-        summary=Summary({}, 0, 0, 0, 0.0, {}, ()),
-        limit=None,
+        summary=Summary({}, 0, 0, 0, 0.0, {}, (), FlowState()),
         flow=Flow(0.0, {}, {}, {}),
         waiting=Waiting({}, []),
         attention=[],
@@ -99,5 +116,25 @@ def test_nothing_is_said_of_what_there_is_nothing_of() -> None:
     )
     text = "\n".join(drawn(quiet))
     assert "balance not known yet; 0 charged today (UTC)" in text
-    for word in ("errors", "waiting", "deliveries", "pause", "gate"):
+    for word in ("errors", "waiting", "deliveries", "pause", "breaker", "rate", "takes"):
         assert word not in text
+
+
+def test_json_has_each_limit_with_its_value_and_age(capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_json(snapshot_json(snapshot()))
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["breakers"] == {"credit": "no more"}
+    assert shown["limits"] == [
+        {"name": "rate", "value": 7.0, "seconds": 3.0, "text": RATE.text},
+        {"name": "concurrency", "value": 7, "seconds": 1.0, "text": TASKS.text},
+    ]
+
+
+def test_each_obstacle_has_its_line() -> None:
+    said = obstacles(snapshot().summary)
+    assert len(said) == 4
+    assert said[1:] == [
+        "breaker credit is open: no more",
+        f"rate: {RATE.text}",
+        f"concurrency: {TASKS.text}",
+    ]

@@ -6,9 +6,11 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import Connection, func, select, text
 from sqlalchemy.exc import DBAPIError
 
-from models import gates, grants, reads
+from models import grants, reads
 from models.artifacts.reading import unstored
 from models.database import make_engine
+from models.flow_control import breakers
+from models.flow_control.breakers import BreakerName
 from models.ledger.drift import drift
 from models.lifecycle import Status
 from models.metrics import pulses
@@ -89,21 +91,22 @@ def _tables(revision: migrate.Revision) -> Check:
 def _rows(conn: Connection, settings: Settings) -> list[Check]:
     summary = reads.summary(conn)
     checks = [_lateness(summary)]
-    closed = gates.sending(conn).closed
-    for gate in closed:
-        since = f"{gate.closed_at.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
-        until = f", opens at {gate.opens_at:%H:%M:%S}Z" if gate.opens_at else ""
+    opened = breakers.read(conn).open
+    for breaker in opened:
+        since = f"{breaker.opened_at.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
         checks.append(
             warn(
-                "gates",
-                f"{gate.name} is closed since {since}{until}: {redact(gate.reason)}",
-                _GATES[gate.name],
+                "breakers",
+                f"{breaker.name} is open since {since}: {redact(breaker.reason)}",
+                _BREAKERS[breaker.name],
             )
         )
-    checks += [warn("gates", said, "it opens further by itself") for said in summary.slowed]
+    if not opened:
+        checks.append(ok("breakers", "all closed"))
+    checks += [warn("flow", redact(str(limit)), _LIMITS[limit.name]) for limit in summary.limits]
+    if not summary.limits:
+        checks.append(ok("flow", "nothing but the settings limits submission"))
     checks += [_pause(pause) for pause in summary.pauses]
-    if not closed and not summary.slowed:
-        checks.append(ok("gates", "all open"))
     if summary.attention:
         found = f"{summary.attention} generations need an operator"
         checks.append(warn("attention", found, "seedance list --attention"))
@@ -192,10 +195,17 @@ _DRIFTS = {
     True: "seedance reconcile, then look for others who use the key: seedance balance",
     False: "did the provider give credits back, or does the key belong to another account now?",
 }
-_GATES = {
-    gates.GateName.API_KEY: "correct SEEDANCE_API_KEY; `seedance balance` opens it at once",
-    gates.GateName.CREDIT: "buy credits; `seedance balance` probes at once",
-    gates.GateName.BACKOFF: "the provider asked to wait: it opens by itself",
+_BREAKERS = {
+    BreakerName.API_KEY: "correct SEEDANCE_API_KEY; `seedance balance` closes it at once",
+    BreakerName.CREDIT: "buy credits; `seedance balance` probes at once",
+}
+_LIMITS = {
+    "throttled": "requests continue when the time is up",
+    "rate": "set SEEDANCE_RATE_LIMIT to what the provider allows, if this comes back",
+    "concurrency": "set SEEDANCE_MAX_IN_FLIGHT to what the provider allows, if this comes back",
+    "outage": "see the provider's status page; submission continues with the first success",
+    "ramp": "nothing: it is over within seconds",
+    "failures": "see `seedance watch` for the errors; submission speeds up as they cease",
 }
 
 

@@ -20,8 +20,9 @@ _MARKS = {
 def doctor(ctx: click.Context, /, *, as_json: bool) -> None:
     """Say what is missing or wrong, and how to mend it.
 
-    Looks at settings, database, migrations, broker, workers, schedule, gates, API key, balance
-    and clocks, and changes nothing. Exit code 1 if something is wrong; warnings don't count.
+    Checks settings, database, migrations, broker, workers, schedule, circuit breakers, flow
+    control, API key, balance and clocks, and changes nothing.
+    Exit code 1 if something is wrong; warnings don't count.
 
     \b
     Example:

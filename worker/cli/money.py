@@ -24,8 +24,8 @@ from worker.upkeep import balance as upkeep
 def balance(*, as_json: bool) -> None:
     """Ask the provider what the account holds, and record it.
 
-    An answer opens the gates that it may open: after paying in, work goes on at once. Tells what
-    is set aside for work under way, and how far the provider's count is from the ledger's.
+    An answer closes the circuit breakers that it may close: after a top-up work continues at once.
+    Shows the credits reserved for work under way, and how far the provider and the ledger differ.
 
     \b
     Example:

@@ -27,7 +27,7 @@ _AT_MOST = 2.0
 @click.option("-n", "--limit", type=click.IntRange(0, 200), default=15, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, as with --once.")
 def watch(*, every: float, seconds: float | None, once: bool, limit: int, as_json: bool) -> None:
-    """Watch flow, pauses, gates, limits, who waits and why, errors, credits, until Ctrl-C.
+    """Watch flow, pauses, breakers, limits, who waits and why, errors, credits, until Ctrl-C.
 
     On a terminal the screen is kept up to date; in a pipe a line is printed for each change.
 
@@ -98,6 +98,7 @@ def line(summary: Summary) -> str:
         # In steps, so that a pipe doesn't get a line for each second.
         parts.append(f"late by over {int(summary.oldest_due_seconds // LATE * LATE)}s")
     parts += [str(pause) for pause in summary.pauses]
-    parts += [f"gate {name} closed: {why}" for name, why in sorted(summary.gates.items())]
-    parts += summary.slowed
+    parts += [f"breaker {name} open: {why}" for name, why in sorted(summary.breakers.items())]
+    # Their names: the figures change each second, and a pipe gets a line for each change.
+    parts += [limit.name for limit in summary.limits]
     return ", ".join(parts)

@@ -45,11 +45,11 @@ def screen(shown: Snapshot, *, height: int | None = None) -> Group:
 
 
 def obstacles(summary: Summary) -> list[str]:
-    """What holds sending back: pauses, gates, limits."""
+    """Return what limits submission: pauses, breakers, flow control."""
     return [
         *(f"{pause}, for {output.age(pause.paused_at)}" for pause in summary.pauses),
-        *(f"gate {name} is closed: {why}" for name, why in sorted(summary.gates.items())),
-        *summary.slowed,
+        *(f"breaker {name} is open: {why}" for name, why in sorted(summary.breakers.items())),
+        *(f"{limit.name}: {limit}" for limit in summary.limits),
     ]
 
 
@@ -64,7 +64,8 @@ def _counts(summary: Summary) -> Text:
 
 def _facts(shown: Snapshot) -> Text:
     summary = shown.summary
-    of = "" if shown.limit is None else f" of {shown.limit} that the provider takes"
+    limit = summary.flow.concurrency
+    of = "" if limit is None else f" of {limit.value} that the provider takes"
     facts = Text(f"in flight {summary.in_flight}{of}   ")
     late = summary.oldest_due_seconds
     said = f"oldest due {output.span_text(late)} ago" if late >= 1 else "nothing late"

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine
 
-from models import choosing, credit, flow, reads, schedule, waiting
+from models import choosing, credit, flow, reads, waiting
 from models.artifacts.reading import unstored
 from models.choosing import Choice
 from models.credit import Funds
@@ -58,8 +58,6 @@ class Snapshot:
     """What is shown of one moment."""
 
     summary: Summary
-    limit: int | None
-    """So many tasks at a time the provider takes, as far as was learned."""
     flow: Flow
     waiting: Waiting
     attention: list[GenerationView]
@@ -83,7 +81,6 @@ class Watcher:
             notices, files = outbox.counts(conn), unstored(conn)
             return Snapshot(
                 reads.summary(conn, ended=self._ended),
-                schedule.learned(conn),
                 flow.read(conn),
                 waiting.now(conn, limit=OLDEST),
                 choosing.newest(conn, Choice(attention=True), limit=ATTENTION),
@@ -125,10 +122,9 @@ def snapshot_json(shown: Snapshot) -> dict[str, Any]:
         "attention": summary.attention,
         "blocked": summary.blocked,
         "oldest_due_seconds": round(summary.oldest_due_seconds, 1),
-        "gates": summary.gates,
-        "slowed": summary.slowed,
+        "breakers": summary.breakers,
+        "limits": summary.limits,
         "pauses": summary.pauses,
-        "limit": shown.limit,
         "flow": {
             "span_seconds": round(shown.flow.span, 1),
             "counts": {kind: shown.flow.counts.get(kind, 0) for kind in flow.KINDS},

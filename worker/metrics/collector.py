@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from api_client import Outcome
 from api_client.verdicts import Endpoint
 from models.error_classes import ErrorClass
+from models.flow_control.state import FlowState
 from models.lifecycle import Event, Status
 from models.metrics import definitions as d
 from models.metrics.definitions import AGES, NO_ERROR, SUM, TOTALS, Total
@@ -171,10 +172,10 @@ def _present(p: Present) -> Iterator[Metric]:
     ages.add_metric([], _buckets(AGES, p.ages), p.ages_sum)
     yield ages
     yield _gauge(
-        "seedance_gate_closed",
-        "1 while a gate holds sending back.",
-        ("gate",),
-        {(gate,): closed for gate, closed in p.gates.items()},
+        "seedance_breaker_open",
+        "1 while a circuit breaker stops submission.",
+        ("breaker",),
+        {(breaker,): opened for breaker, opened in p.breakers.items()},
     )
     yield _gauge(
         "seedance_paused",
@@ -182,12 +183,7 @@ def _present(p: Present) -> Iterator[Metric]:
         ("of",),
         {(of,): count for of, count in p.paused.items()},
     )
-    if p.learned_limit is not None:
-        yield _one(
-            "seedance_learned_limit",
-            "Tasks at a time that the provider takes; only while that is less than the setting.",
-            p.learned_limit,
-        )
+    yield from _flow_control(p.flow)
     yield from _credits(p)
     yield _gauge(
         "seedance_stray_tasks",
@@ -200,6 +196,31 @@ def _present(p: Present) -> Iterator[Metric]:
     )
     yield from _processes(p)
     yield from _side_work(p)
+
+
+def _flow_control(flow: FlowState) -> Iterator[Metric]:
+    yield _one(
+        "seedance_outage",
+        "1 while every submit fails and only probes are sent.",
+        flow.outage_age is not None,
+    )
+    yield _one(
+        "seedance_throttled_seconds",
+        "For how long the provider still asks to send no request (Retry-After).",
+        max(0.0, flow.resume_in),
+    )
+    if flow.rate is not None:
+        yield _one(
+            "seedance_request_rate_limit",
+            "Requests per second that throttling left; only while less than the setting.",
+            flow.rate.now,
+        )
+    if flow.concurrency is not None:
+        yield _one(
+            "seedance_concurrency_limit",
+            "Tasks at work that the provider takes; only while less than the setting.",
+            flow.concurrency.value,
+        )
 
 
 def _credits(p: Present) -> Iterator[Metric]:
@@ -226,7 +247,7 @@ def _credits(p: Present) -> Iterator[Metric]:
 def _processes(p: Present) -> Iterator[Metric]:
     yield _gauge(
         "seedance_last_success_timestamp_seconds",
-        "When something last succeeded: the dispatcher, or a task of upkeep.",
+        "When a task of upkeep last succeeded.",
         ("what",),
         {(name,): at.timestamp() for name, at in p.pulses.items()},
     )

@@ -10,7 +10,7 @@ import time
 from sqlalchemy import Connection, Engine
 from structlog.contextvars import bind_contextvars
 
-from api_client import ApiError, Disposition, RateLimited
+from api_client import ApiError
 from models.artifacts import Kind, storing
 from models.artifacts.storing import Failed, Key, Stored, Work
 from models.metrics.definitions import STORED
@@ -73,8 +73,7 @@ def run(rt: Runtime, claim: SideClaim) -> None:
     except OSError as error:  # reading back what was written
         _failed(rt, work, f"{_STORAGE}{named(error)}")
     except ApiError as error:
-        if error.disposition is Disposition.HOLD or isinstance(error, RateLimited):
-            common.hold(rt, error)
+        common.report(rt, error)
         _failed(rt, work, f"provider: {error}")
     except (DownloadError, NotMediaError, NoAddressError) as error:
         _failed(rt, work, f"download: {error}")

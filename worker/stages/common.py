@@ -27,16 +27,15 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.sql.dml import ReturningUpdate
 from structlog.contextvars import bind_contextvars
 
-from api_client import ApiError, InsufficientCredit, InvalidApiKey, Task
-from models import gates
+from api_client import ApiError, Disposition, Task
 from models.base import table_of
-from models.gates import GateName
+from models.database import alone
 from models.lifecycle import Observation
 from models.schedule import backoff
 from models.tables import Generation
 from models.transitions import LOCK_ORDER, in_seconds
 from models.wait_reasons import Wait
-from worker import tracing
+from worker import flow, tracing
 from worker.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -72,32 +71,31 @@ MOST_TRIES = 30_000
 """As many as the column counts."""
 
 
-def begin(engine: Engine, generation_id: uuid.UUID, lease: int) -> Row | None:
+def begin(rt: Runtime, generation_id: uuid.UUID, lease: int) -> Row | None:
     """Start on a claimed generation: count the try, which progress will take back, and load it.
 
-    A message that is lost counts nothing; a worker that dies leaves the count behind.
+    None if the claim has ended. A message that is lost counts nothing; a worker that dies leaves
+    the count behind, and its id for `models.workers` to release the claim.
     """
-    rows = begin_many(engine, [(generation_id, lease)])
+    rows = begin_many(rt, [(generation_id, lease)])
     return rows[0] if rows else None
 
 
 def begin_many(
-    engine: Engine, claims: Sequence[tuple[uuid.UUID, int]], *, skip_locked: bool = False
+    rt: Runtime, claims: Sequence[tuple[uuid.UUID, int]], *, skip_locked: bool = False
 ) -> list[Row]:
     """Start on several at once, as `begin` does: those that are still claimed, in their order.
 
-    `skip_locked`: without those that somebody else is changing.
+    `skip_locked`: without the rows that another transaction is changing.
     """
-    with engine.begin() as conn:
+    with alone(rt.engine) as conn:
         tracing.works_on(conn, [generation_id for generation_id, _ in claims])
-        counted = conn.execute(_count_try(skip_locked), _parameter(claims))
-        found = {row.id: row for row in counted}
-    rows = []
+        given = _parameter(claims, rt.membership.id)
+        found = {row.id: row for row in conn.execute(_count_try(skip_locked), given)}
     for generation_id, lease in claims:
-        if generation_id in found:
-            rows.append(_row(found[generation_id]))
-        else:
+        if generation_id not in found:
             log.debug("generation %s: the message with lease %s is stale", generation_id, lease)
+    rows = [_row(found[one]) for one, _ in claims if one in found]
     if len(rows) == 1:
         of = found[rows[0].id]
         bind_contextvars(attempt=of.attempt, remote_task=of.remote_task_id)
@@ -111,8 +109,9 @@ _CLAIMED = (
 )
 
 
-def _parameter(claims: Sequence[tuple[uuid.UUID, int]]) -> dict[str, Any]:
-    return {"claims": [{"id": str(one), "lease": lease} for one, lease in claims]}
+def _parameter(claims: Sequence[tuple[uuid.UUID, int]], worker_id: int | None) -> dict[str, Any]:
+    claimed = [{"id": str(one), "lease": lease} for one, lease in claims]
+    return {"claims": claimed, "worker_id": worker_id}
 
 
 _COLUMNS = (
@@ -146,19 +145,27 @@ def _count_try(skip_locked: bool) -> ReturningUpdate[Any]:
     return (
         update(table_of(Generation))
         .where(g.id == locked.c.id)
-        .values(tries=func.least(g.tries + 1, MOST_TRIES))
+        .values(
+            tries=func.least(g.tries + 1, MOST_TRIES),
+            claimed_by=bindparam("worker_id", type_=BigInteger),
+        )
         .returning(*_COLUMNS)
     )
 
 
 def count_tries(
-    conn: Connection, claims: Sequence[tuple[uuid.UUID, int]], *, skip_locked: bool
+    conn: Connection,
+    claims: Sequence[tuple[uuid.UUID, int]],
+    worker_id: int | None,
+    *,
+    skip_locked: bool,
 ) -> set[uuid.UUID]:
-    """Somebody begins to work on them: those that are still claimed, locked and counted.
+    """Lock the rows that are still claimed, and increment their delivery count.
 
-    `skip_locked`: without those that somebody else is changing.
+    `skip_locked`: without the rows that another transaction is changing.
     """
-    return {row.id for row in conn.execute(_count_try(skip_locked), _parameter(claims))}
+    given = _parameter(claims, worker_id)
+    return {row.id for row in conn.execute(_count_try(skip_locked), given)}
 
 
 _LOAD = select(*_COLUMNS).where(
@@ -206,7 +213,7 @@ def renew(engine: Engine, generation_id: uuid.UUID, lease: int, seconds: float) 
         done = conn.execute(
             update(Generation)
             .where(g.id == generation_id, g.lease == lease, g.finished_at.is_(None))
-            .values(due_at=in_seconds(seconds))
+            .values(due_at=in_seconds(seconds), leased_until=in_seconds(seconds))
         )
     return done.rowcount == 1
 
@@ -232,39 +239,17 @@ def surely(engine: Engine, write: Callable[[Connection], T], *, within: float) -
             time.sleep(pause)
 
 
-def hold(rt: Runtime, error: ApiError, *, estimate: Decimal | None = None) -> Wait:
-    """Close the gate that an answer asks for. Return what generations wait for then."""
-    settings = rt.settings
-    with rt.engine.begin() as conn:
-        match error:
-            case InvalidApiKey():
-                name = GateName.API_KEY
-                newly = gates.close(
-                    conn, name, f"{error.code}: {error.message}", probe_in=settings.probe_every
-                )
-            case InsufficientCredit():
-                name = GateName.CREDIT
-                newly = gates.close(
-                    conn,
-                    name,
-                    f"{error.code}: {error.message}",
-                    # At once: what is left decides who still passes.
-                    probe_in=0.0,
-                    refused_estimate=estimate,
-                )
-            case _:
-                name = GateName.BACKOFF
-                failures = gates.failures(conn, name)
-                seconds = backoff(failures, base=BACKOFF_BASE, cap=60.0)
-                if error.retry_after:
-                    # Told the first time, it is taken at its word; when trouble returns, it was
-                    # not long enough.
-                    seconds = max(error.retry_after, seconds if failures else 0.0)
-                reason = error.code or str(error)[:200]
-                newly = gates.close(conn, name, reason, opens_in=min(seconds, 600.0))
-    if newly:
-        log.warning("gate %s is closed: %s; nothing new is sent, nothing fails", name, error)
-    return gates.wait_for(name)
+def report(rt: Runtime, error: ApiError) -> Wait | None:
+    """Tell flow control of an answer to a request that is no submit.
+
+    A rejected key or missing credits open a breaker; throttling slows every request of the fleet.
+    Returns what work waits for; None if the answer says nothing about the account.
+    """
+    if error.disposition is Disposition.HOLD:
+        return flow.trip(rt.engine, error, probe_every=rt.settings.probe_every)
+    if flow.is_throttling(error):
+        return flow.throttled(rt.engine, rt.flow, error, measured=rt.limiter.measured())
+    return None
 
 
 def observation(task: Task) -> Observation:

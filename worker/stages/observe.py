@@ -16,8 +16,8 @@ from itertools import count
 
 from sqlalchemy.exc import DBAPIError
 
-from api_client import ApiError, Disposition, RateLimited, TaskPage
-from models import transitions
+from api_client import ApiError, RateLimited, TaskPage
+from models import schedule, transitions
 from models.lifecycle import Observation, Status
 from models.observing import turns
 from models.observing.choice import BARREN, PAGE_SIZE
@@ -131,14 +131,14 @@ def run(rt: Runtime, lease: int) -> None:
                         return
                 passed.applying = time.monotonic() - arrived
     except NoTokenError:
-        failed, limited = True, 0.0
+        # Perhaps since the provider asked to send nothing for a while.
+        failed, limited = True, min(max(0.0, rt.flow.now().resume_in), MOST_REST)
     except ApiError as error:
         failed = True
         if isinstance(error, RateLimited):
             limited = min(error.retry_after or 0.0, MOST_REST)
         log.warning("the task list can't be read: %s", error)
-        if error.disposition is Disposition.HOLD or isinstance(error, RateLimited):
-            common.hold(rt, error)
+        common.report(rt, error)
     with rt.engine.begin() as conn:
         verdict = turns.end(
             conn,
@@ -197,6 +197,8 @@ def _apply(rt: Runtime, begun: Begun, seen: Sequence[Observation]) -> Page:
     try:
         with rt.engine.begin() as conn:
             page = transitions.apply_page(conn, seen, before=begun.before)
+            if page.ended:
+                schedule.wake_if_waiting(conn)
     except DBAPIError as error:
         if not common.refused_as_data(error):
             raise

@@ -5,7 +5,7 @@ import uuid
 
 from sqlalchemy import Connection
 
-from api_client import ApiError, CancelNotAllowed, Disposition, RateLimited, TaskNotFound
+from api_client import ApiError, CancelNotAllowed, Disposition, TaskNotFound
 from models import schedule, transitions
 from models.lifecycle import Status
 from models.observing.usual import kind_of
@@ -26,7 +26,7 @@ SLOW = 300.0
 
 def run(rt: Runtime, generation_id: uuid.UUID, lease: int) -> None:
     """One look at the remote task of a running generation; first its cancel, if asked for."""
-    row = common.begin(rt.engine, generation_id, lease)
+    row = common.begin(rt, generation_id, lease)
     if row is None or row.status != Status.RUNNING or row.remote_task_id is None:
         return
     overdue = row.overdue and not row.cancel_wished
@@ -39,8 +39,9 @@ def run(rt: Runtime, generation_id: uuid.UUID, lease: int) -> None:
             _cancel(rt, row, row.remote_task_id)
         task = rt.client.get(row.remote_task_id, retry=False)
     except NoTokenError:
+        seconds = max(1.0, rt.flow.now().resume_in)
         with rt.engine.begin() as conn:
-            transitions.reschedule(conn, row.id, row.lease, seconds=1.0)
+            transitions.reschedule(conn, row.id, row.lease, seconds=seconds)
         return
     except ApiError as error:
         _failed(rt, row, error)
@@ -51,7 +52,9 @@ def run(rt: Runtime, generation_id: uuid.UUID, lease: int) -> None:
     reached("poll.after_get")
     with rt.engine.begin() as conn:
         ended = transitions.apply_observation(conn, common.observation(task))
-        if not isinstance(ended, transitions.Moved):
+        if isinstance(ended, transitions.Moved):
+            schedule.wake_if_waiting(conn)
+        else:
             _again(rt, conn, row)
     if isinstance(ended, transitions.Moved):
         if ended.status is Status.COMPLETED:
@@ -115,9 +118,9 @@ def _failed(rt: Runtime, row: common.Row, error: ApiError) -> None:
     if isinstance(error, TaskNotFound):
         if row.submitted_ago > NOT_FOUND_GRACE:
             attention = f"the provider does not know its remote task {row.remote_task_id}"
-    elif error.disposition is Disposition.HOLD or isinstance(error, RateLimited):
-        common.hold(rt, error)
-    elif error.disposition is Disposition.PERMANENT:
+    elif error.disposition is not Disposition.PERMANENT:
+        common.report(rt, error)
+    else:
         attention = f"its remote task can't be read: {error}"
     if attention is None and row.submitted_ago > rt.settings.stalled_after:
         attention = _stalled(rt, row)

@@ -14,8 +14,8 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from structlog.contextvars import bound_contextvars
 
-from api_client import ApiError, Disposition
-from models import callbacks, resolution, schedule, transitions, watch
+from api_client import ApiError
+from models import callbacks, decisions, resolution, schedule, transitions, watch
 from models.lifecycle import IN_DOUBT, Status
 from models.resolution import Absent, Adopt, Undecided, Verdict
 from models.watch import InDoubt
@@ -24,7 +24,7 @@ from worker.crash_points import reached
 from worker.limiter import NoTokenError
 from worker.reading import ListReading, read_list, seen, with_seeds
 from worker.runtime import Runtime
-from worker.stages import called_back, common
+from worker.stages import common, early_scan
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def run(rt: Runtime, claims: Sequence[tuple[uuid.UUID, int]]) -> dict[uuid.UUID,
         tracing.works_on(conn, [generation_id for generation_id, _ in claims])
         # All at once, and first: below they are locked as they come. One that a producer's open
         # transaction holds must not hold up the others: it is due again when its lease ends.
-        begun = common.count_tries(conn, claims, skip_locked=len(claims) > 1)
+        begun = common.count_tries(conn, claims, rt.membership.id, skip_locked=len(claims) > 1)
         mine = [claim for claim in claims if claim[0] in begun]
         found = watch.in_doubt(conn, mine, key_exclusive=rt.settings.key_exclusive)
         for one in found:
@@ -60,16 +60,14 @@ def run(rt: Runtime, claims: Sequence[tuple[uuid.UUID, int]]) -> dict[uuid.UUID,
                 # Its lease has ended without an answer: whoever had it died or is lost.
                 transitions.doubt(conn, one.case.generation_id, one.latest, why="no answer came")
             if not one.settled:
-                transitions.reschedule(
-                    conn, one.case.generation_id, one.lease, seconds=one.settle_in
+                seconds = decisions.next_search(
+                    one.uncertain_for, settle_in=one.settle_in, list_lag=rt.settings.list_lag
                 )
+                transitions.reschedule(conn, one.case.generation_id, one.lease, seconds=seconds)
     early = [one for one in found if not one.settled]
     outcomes = {one.case.generation_id: Outcome.EARLY for one in early}
-    for one in early:
-        generation_id = one.case.generation_id
-        with bound_contextvars(generation=str(generation_id), attempt=one.latest):
-            if called_back.adopted(rt, generation_id):
-                outcomes[generation_id] = Outcome.ADOPTED
+    if early:
+        outcomes |= dict.fromkeys(early_scan.run(rt, early), Outcome.ADOPTED)
     cases = [one for one in found if one.settled]
     if not cases:
         return outcomes
@@ -77,8 +75,8 @@ def run(rt: Runtime, claims: Sequence[tuple[uuid.UUID, int]]) -> dict[uuid.UUID,
         verdicts = _read_twice(rt, cases)
     except (ApiError, NoTokenError) as error:
         log.warning("the task list can't be read, %d wait to be resolved: %s", len(cases), error)
-        if isinstance(error, ApiError) and error.disposition is Disposition.HOLD:
-            common.hold(rt, error)
+        if isinstance(error, ApiError):
+            common.report(rt, error)
         # An outage of the list burns nothing: only a reading that decided nothing counts.
         with rt.engine.begin() as conn:
             for one in cases:
@@ -203,6 +201,7 @@ def _decide(rt: Runtime, one: InDoubt, verdict: Verdict) -> Outcome:
                     generation_id,
                     one.latest,
                     max_attempts=rt.settings.max_attempts,
+                    retry_for=rt.settings.retry_for,
                     detail={"readings": 2},
                 )
                 if moved is None:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, update
 
-from api_client import ApiError, Disposition, InvalidRequest, RateLimited, media_type
+from api_client import ApiError, Disposition, InvalidRequest, media_type
 from models import transitions, uploads
 from models.base import table_of
 from models.lifecycle import Note, Status
 from models.schedule import backoff
 from models.tables import Generation
 from models.uploads import Content, SomebodyElse, Uploaded
-from models.wait_reasons import Wait, WaitReason
+from models.wait_reasons import Wait, WaitReason, retry
 from worker import sources
 from worker.crash_points import reached
 from worker.limiter import NoTokenError
@@ -56,7 +56,7 @@ class BusyError(Exception):
 
 def run(rt: Runtime, generation_id: uuid.UUID, lease: int) -> None:
     """Upload what the request refers to, then submit, under the same lease."""
-    row = common.begin(rt.engine, generation_id, lease)
+    row = common.begin(rt, generation_id, lease)
     if row is None or row.status != Status.UPLOADING:
         return
     keep = _Renewal(rt, generation_id, lease)
@@ -90,7 +90,7 @@ def run(rt: Runtime, generation_id: uuid.UUID, lease: int) -> None:
         )
         row = common.load(conn, generation_id, lease)
     if row is not None:
-        submit.submit(rt, [row])
+        submit.submit(rt, row)
 
 
 class _Renewal:
@@ -190,13 +190,12 @@ def _refused(rt: Runtime, row: common.Row, error: ApiError) -> None:
         case Disposition.PERMANENT:
             _reject(rt, row, error.code or f"HTTP_{error.http_status}", error.message)
         case Disposition.HOLD:
-            wait = common.hold(rt, error)
+            wait = common.report(rt, error) or retry(error.code)
             with rt.engine.begin() as conn:
                 transitions.put_back(conn, row.id, row.lease, wait=wait, seconds=5.0)
         case Disposition.RETRY | Disposition.AMBIGUOUS:
             # An outage of the provider fails nothing, however long; it is shown after a while.
-            if isinstance(error, RateLimited):
-                common.hold(rt, error)
+            common.report(rt, error)
             shown = f"its references can't be uploaded: {error}"
             _again_later(
                 rt,

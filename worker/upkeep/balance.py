@@ -1,4 +1,4 @@
-"""Balance: record what the account holds; an answer may open the gates."""
+"""Balance: record what the account holds; an answer may close the breakers."""
 
 import logging
 from datetime import datetime
@@ -6,8 +6,9 @@ from decimal import Decimal
 
 from sqlalchemy import func, select
 
-from api_client import ApiError, Balance, Disposition
-from models import gates, schedule
+from api_client import ApiError, Balance
+from models import schedule
+from models.flow_control import breakers
 from models.metrics import pulses
 from worker.runtime import Runtime
 from worker.stages import common
@@ -21,9 +22,7 @@ def run(rt: Runtime) -> Balance | None:
     try:
         balance = rt.client.balance(retry=False)
     except ApiError as error:
-        if error.disposition is Disposition.HOLD:
-            common.hold(rt, error)
-        else:
+        if common.report(rt, error) is None:
             log.warning("the balance can't be read: %s", error)
         return None
     record(rt, balance, asked_at=asked_at)
@@ -38,9 +37,9 @@ def now(rt: Runtime) -> datetime:
 
 
 def record(rt: Runtime, balance: Balance, *, asked_at: datetime) -> None:
-    """Keep a balance, and open the gates that it opens. What waits for credits looks again."""
+    """Store a balance, and close the breakers that it closes."""
     with rt.engine.begin() as conn:
-        opened = gates.record_balance(
+        closed = breakers.record_balance(
             conn,
             total=balance.total_credits or Decimal(0),
             used=balance.used_credits or Decimal(0),
@@ -49,5 +48,5 @@ def record(rt: Runtime, balance: Balance, *, asked_at: datetime) -> None:
         )
         schedule.wake(conn)
         pulses.tell(conn, "balance")
-    for name in opened:
-        log.warning("gate %s is open again", name)
+    for name in closed:
+        log.warning("breaker %s is closed again", name)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 
-from api_client import ApiError, Disposition
+from api_client import ApiError
 from models import schedule, watch
 from models.lifecycle import Observation
 from models.metrics import pulses
@@ -101,9 +101,7 @@ def by_the_clock(rt: Runtime) -> Report | None:
     try:
         return run(rt)
     except ApiError as error:
-        if error.disposition is Disposition.HOLD:
-            common.hold(rt, error)
-        else:
+        if common.report(rt, error) is None:
             log.warning("the task list can't be read: %s", error)
         return None
 

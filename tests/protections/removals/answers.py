@@ -91,8 +91,8 @@ PROTECTIONS = (
         (
             Edit(
                 SUBMIT,
-                "not in followed and not _known(conn, answer.task_id):",
-                "not in followed and not answer.task_id:",
+                "        if moved is None and not watch.followed(conn, [answer.task_id]):\n",
+                "        if moved is None and not answer.task_id:\n",
             ),
         ),
         (
@@ -248,8 +248,8 @@ PROTECTIONS = (
         (
             Edit(
                 SUBMIT,
-                "            lambda conn: _doubt(conn, intent, why, None),\n",
-                "            lambda conn: why,\n",
+                "            self._record(lambda conn: self._uncertain(conn, why))\n",
+                "            self._record(lambda conn: why)\n",
             ),
         ),
         (f"{STAGE}::test_a_post_that_breaks_in_the_worker_is_in_doubt",),

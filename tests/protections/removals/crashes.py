@@ -16,8 +16,13 @@ _NEVER_DUE_AGAIN = (
     NO_REDELIVERY,
     Edit(
         "models/schedule.py",
-        '.values(lease=g.lease + 1, due_at=in_given("leased_for"))',
-        ".values(lease=g.lease + 1, due_at=in_seconds(10**7))",
+        '            lease=g.lease + 1,\n            due_at=in_given("leased_for"),\n',
+        "            lease=g.lease + 1,\n            due_at=in_seconds(10**7),\n",
+    ),
+    Edit(
+        "models/workers.py",
+        ".values(lease=g.lease + 1, due_at=func.now(), leased_until=None)",
+        ".values(lease=g.lease + 1, leased_until=None)",
     ),
     Edit(
         "models/transitions/before.py",
@@ -26,15 +31,15 @@ _NEVER_DUE_AGAIN = (
     ),
     Edit(
         "worker/stages/common.py",
-        "            .values(due_at=in_seconds(seconds))\n",
-        "            .values(due_at=in_seconds(10**7))\n",
+        "            .values(due_at=in_seconds(seconds), leased_until=in_seconds(seconds))\n",
+        "            .values(due_at=in_seconds(10**7), leased_until=in_seconds(seconds))\n",
     ),
 )
 
 PROTECTIONS = (
     Protection(
         "crash-reclaimed-by-the-lease",
-        "a row whose worker died is claimed again when its lease ends",
+        "a row whose worker died is claimed again, once that is noticed or its lease ends",
         _NEVER_DUE_AGAIN,
         tuple(
             f"{DEATH}[{point}]"
@@ -164,8 +169,8 @@ PROTECTIONS = (
         (
             Edit(
                 "worker/stages/submit.py",
-                "not in followed and not _known(conn, answer.task_id):",
-                "not in followed and not answer.task_id:",
+                "        if moved is None and not watch.followed(conn, [answer.task_id]):\n",
+                "        if moved is None and not answer.task_id:\n",
             ),
         ),
         (f"{STOPPED}::test_stopped_between_check_and_write_the_second_task_is_flagged",),

@@ -1,22 +1,24 @@
-"""Gates, limits and the shared rate: what holds work back instead of failing it."""
+"""Breakers, flow control, pauses and the shared rate: what delays work instead of failing it."""
 
 from tests.protections.protection import Edit, Protection
 
-GATES = "tests/integration/test_balance_and_gates.py"
-SQL = "tests/integration/test_gates_sql.py"
+BREAKERS = "tests/integration/test_breakers.py"
+FLOW = "tests/integration/test_flow_control.py"
+INTENT = "tests/integration/test_submission.py"
 ANSWERS = "tests/integration/test_answers.py"
-HARD = "tests/integration/test_hard_cases_schedule.py"
-SCHEDULE = "tests/integration/test_schedule.py"
+STAGE = "tests/integration/test_submit_stage.py"
+RESOLVE = "tests/integration/test_resolve_stage.py"
 DISPATCHER = "tests/integration/test_dispatcher.py"
 PAUSES = "tests/integration/test_pauses.py"
 BUDGETS = "tests/integration/test_budgets.py"
 RETRIES = "tests/integration/test_retries.py"
 RATE = "tests/integration/test_limiter_redis.py"
-PURE = "tests/unit/test_gates.py"
-REOPENING = "tests/integration/test_reopening.py"
+PURE = "tests/unit/test_flow_rules.py"
 
-MODEL = "models/gates.py"
-COMMON = "worker/stages/common.py"
+MODEL = "models/flow_control/breakers.py"
+EVIDENCE = "models/flow_control/evidence.py"
+RULES_OF_FLOW = "models/flow_control/rules.py"
+SUBMIT = "worker/stages/submit.py"
 
 PROTECTIONS = (
     Protection(
@@ -24,14 +26,14 @@ PROTECTIONS = (
         "a 402 stores the refused estimate",
         (
             Edit(
-                COMMON,
-                "                    refused_estimate=estimate,\n",
-                "                    refused_estimate=None,\n",
+                "worker/flow.py",
+                "            refused_estimate=estimate if name is BreakerName.CREDIT else None,\n",
+                "            refused_estimate=None,\n",
             ),
         ),
         (
             f"{ANSWERS}::test_a_402_keeps_the_estimate_that_was_refused",
-            f"{GATES}::test_a_dear_row_waits_while_cheap_ones_pass",
+            f"{BREAKERS}::test_expensive_generation_waits_while_cheap_ones_pass",
         ),
     ),
     Protection(
@@ -40,18 +42,18 @@ PROTECTIONS = (
         (
             Edit(
                 MODEL,
-                "            if gate.name is GateName.CREDIT and self._affordable(gate, estimate):\n",
-                "            if gate.name is GateName.CREDIT and not gate.name:\n",
+                "            if breaker.name is BreakerName.CREDIT and self._affordable(breaker, estimate):\n",
+                "            if breaker.name is BreakerName.CREDIT and not breaker.name:\n",
             ),
             Edit(
                 MODEL,
-                '            return min(self.remaining, gate.refused_estimate - Decimal("0.0001"))\n',
+                '            return min(self.remaining, breaker.refused_estimate - Decimal("0.0001"))\n',
                 "            return Decimal(-1)\n",
             ),
         ),
         (
-            f"{GATES}::test_a_dear_row_waits_while_cheap_ones_pass",
-            f"{PURE}::test_a_dear_refusal_does_not_hold_up_cheaper_work",
+            f"{BREAKERS}::test_expensive_generation_waits_while_cheap_ones_pass",
+            f"{PURE}::test_refusal_of_an_expensive_generation_lets_cheaper_ones_pass",
         ),
     ),
     Protection(
@@ -60,15 +62,15 @@ PROTECTIONS = (
         (
             Edit(
                 MODEL,
-                "            and estimate < gate.refused_estimate\n",
-                "            and gate.refused_estimate\n",
+                "            and estimate < breaker.refused_estimate\n",
+                "            and breaker.refused_estimate is not None\n            and estimate is not None\n",
             ),
         ),
-        (f"{PURE}::test_a_dear_refusal_does_not_hold_up_cheaper_work",),
+        (f"{PURE}::test_refusal_of_an_expensive_generation_lets_cheaper_ones_pass",),
     ),
     Protection(
         "401-holds-everything",
-        "401 closes the gate: nothing new is sent, nothing fails",
+        "401 opens the breaker: nothing new is sent, nothing fails",
         (
             Edit(
                 "api_client/verdicts.py",
@@ -77,58 +79,9 @@ PROTECTIONS = (
             ),
         ),
         (
-            f"{GATES}::test_a_bad_key_holds_everything_and_fails_nothing",
+            f"{BREAKERS}::test_rejected_key_blocks_everything_and_fails_nothing",
             f"{ANSWERS}::test_an_error_of_the_provider[error-INVALID_API_KEY-mapped]",
         ),
-    ),
-    Protection(
-        "retry-after-holds-everybody",
-        "429 and 503 close the backoff gate for as long as Retry-After says",
-        (
-            Edit(
-                COMMON,
-                "                if error.retry_after:\n",
-                "                if error.retry_after and not error.endpoint:\n",
-            ),
-        ),
-        (f"{ANSWERS}::test_a_refusal_holds_everybody_for_as_long_as_it_says",),
-    ),
-    Protection(
-        "longer-wait-is-not-shortened",
-        "a longer wait is not shortened by a shorter one",
-        (
-            Edit(
-                MODEL, "opens_at=func.greatest(_gates.c.opens_at, opens_at),", "opens_at=opens_at,"
-            ),
-        ),
-        (
-            f"{GATES}::test_a_longer_wait_is_not_shortened_by_a_shorter_one",
-            f"{SQL}::test_a_shorter_wait_does_not_shorten_a_longer_one",
-        ),
-    ),
-    Protection(
-        "backoff-grows",
-        "a storm closes the gate for longer each time",
-        (
-            Edit(
-                MODEL,
-                "_gates.c.failures + (0 if was_closed else 1)",
-                "_gates.c.failures",
-            ),
-        ),
-        (f"{HARD}::test_the_backoff_gate_closes_for_longer_each_time",),
-    ),
-    Protection(
-        "storm-counts-once",
-        "many refusals of one moment are one closing",
-        (
-            Edit(
-                MODEL,
-                "_gates.c.failures + (0 if was_closed else 1)",
-                "_gates.c.failures + 1",
-            ),
-        ),
-        (f"{HARD}::test_many_refusals_of_one_moment_count_as_one",),
     ),
     Protection(
         "probes-are-sparing",
@@ -140,104 +93,268 @@ PROTECTIONS = (
                 "        .values(probe_at=func.now() + 0 * func.make_interval(0, 0, 0, 0, 0, 0, pause))\n",
             ),
         ),
-        (f"{SQL}::test_each_probe_is_handed_out_once", f"{GATES}::test_a_probe_is_handed_out_once"),
+        (
+            f"{BREAKERS}::test_each_probe_is_given_out_once",
+            f"{BREAKERS}::test_probe_after_a_402_is_given_out_once",
+        ),
     ),
     Protection(
         "probes-are-not-put-off",
         "many refusals do not put a planned probe off",
         (
             Edit(
-                MODEL, "probe_at=func.coalesce(_gates.c.probe_at, probe_at),", "probe_at=probe_at,"
+                MODEL,
+                "probe_at=func.coalesce(b.probe_at, in_seconds(probe_in)),",
+                "probe_at=in_seconds(probe_in),",
             ),
         ),
-        (f"{SQL}::test_refusals_do_not_put_the_probe_off",),
+        (f"{BREAKERS}::test_further_refusals_do_not_delay_the_probe",),
     ),
     Protection(
-        "gates-open-by-themselves",
-        "an answered balance opens the gates that it may",
+        "an-answered-balance-closes-breakers",
+        "an answered balance closes the breakers that it may",
         (
             Edit(
                 MODEL,
-                "    opened = [GateName.API_KEY] if open_(conn, GateName.API_KEY) else []\n",
-                "    opened: list[GateName] = []\n",
+                "    closed = [BreakerName.API_KEY] if close(conn, BreakerName.API_KEY, account=account) else []\n",
+                "    closed: list[BreakerName] = []\n",
             ),
         ),
         (
-            f"{SQL}::test_an_answered_balance_shows_that_the_key_is_good",
-            f"{DISPATCHER}::test_a_closed_gate_is_probed_and_opens_by_itself",
+            f"{BREAKERS}::test_answered_balance_shows_that_the_key_is_valid",
+            f"{DISPATCHER}::test_an_open_breaker_is_probed_and_closed_by_the_answer",
         ),
     ),
     Protection(
-        "running-is-followed-behind-gates",
-        "running tasks are followed while every gate is closed",
+        "running-is-followed-behind-breakers",
+        "running tasks are followed while every breaker is open",
         (
             Edit(
                 "worker/stages/poll.py",
                 "    if row is None or row.status != Status.RUNNING or row.remote_task_id is None:\n        return\n",
                 "    if row is None or row.status != Status.RUNNING or row.remote_task_id is None:\n        return\n"
-                "    from models import gates\n"
+                "    from models.flow_control import breakers\n"
                 "    with rt.engine.connect() as conn:\n"
-                "        if gates.sending(conn).closed:\n            return\n",
+                "        if breakers.read(conn).open:\n            return\n",
             ),
         ),
-        (f"{GATES}::test_running_tasks_are_followed_while_every_gate_is_closed",),
+        (f"{BREAKERS}::test_running_tasks_are_followed_while_every_breaker_is_open",),
+    ),
+    # --- refusals for now -------------------------------------------------------------------
+    Protection(
+        "retry-delay-is-the-generations-own",
+        "a refusal about one request delays that request, and no other",
+        (
+            Edit(
+                SUBMIT,
+                "        if error.code == TOO_MANY or not flow.is_throttling(error):\n            return\n",
+                "        if error.code == TOO_MANY:\n            return\n",
+            ),
+        ),
+        (
+            f"{STAGE}::test_a_busy_answer_delays_that_generation_alone",
+            f"{ANSWERS}::test_an_error_of_the_provider[error-SERVICE_BUSY-mapped]",
+        ),
+    ),
+    Protection(
+        "retry-delay-grows",
+        "a generation that is refused again and again is tried more and more seldom",
+        (
+            Edit(
+                RULES_OF_FLOW,
+                "RETRY_BASE * RETRY_GROWTH ** min(max(refusals, 1) - 1, 64)",
+                "RETRY_BASE * RETRY_GROWTH ** min(refusals, 0)",
+            ),
+        ),
+        (
+            f"{STAGE}::test_the_retry_delay_grows_with_each_refusal_and_is_capped",
+            f"{PURE}::test_retry_delay_has_full_jitter_and_grows_to_its_bound",
+        ),
+    ),
+    Protection(
+        "refusals-are-bounded-in-time",
+        "what is refused for too long fails, with what the provider said",
+        (
+            Edit(
+                SUBMIT,
+                "        if refusals.since is not None and refusals.since > rt.settings.retry_for:\n",
+                "        if refusals.since is not None and refusals.since > 1e9:\n",
+            ),
+        ),
+        (f"{STAGE}::test_refusals_for_longer_than_retry_for_fail_it_with_the_providers_code",),
+    ),
+    Protection(
+        "the-often-refused-delay-no-other",
+        "a Retry-After for one that is refused again and again is its own",
+        (
+            Edit(
+                SUBMIT,
+                "            if refusals.count >= _LONE_REFUSALS:\n",
+                "            if refusals.count >= 10**6:\n",
+            ),
+        ),
+        (f"{STAGE}::test_retry_after_for_a_generation_that_was_refused_twice_delays_it_alone",),
+    ),
+    Protection(
+        "retry-after-holds-every-request",
+        "Retry-After is honoured by all requests of all workers",
+        (
+            Edit(
+                "worker/limiter.py",
+                "        while (pause := self._flow().resume_in) > 0:\n",
+                "        while (pause := 0.0) > 0:\n",
+            ),
+        ),
+        (
+            f"{STAGE}::test_throttling_stops_every_request_for_retry_after_and_lowers_the_rate",
+            f"{RATE}::test_pause_holds_every_request",
+        ),
+    ),
+    Protection(
+        "longer-wait-is-not-shortened",
+        "a longer Retry-After is not shortened by a shorter one",
+        (
+            Edit(
+                EVIDENCE,
+                '{"resume_at": func.greatest(f.resume_at, in_seconds(pause))}',
+                '{"resume_at": in_seconds(pause)}',
+            ),
+        ),
+        (f"{FLOW}::test_longest_retry_after_is_honoured",),
+    ),
+    Protection(
+        "searching-is-throttled-too",
+        "throttling of the list slows the fleet like that of a submit",
+        (
+            Edit(
+                "worker/stages/early_scan.py",
+                "            common.report(rt, error)\n",
+                "            log.debug('%s %s', rt, error)\n",
+            ),
+        ),
+        (f"{RESOLVE}::test_throttling_while_the_list_is_read_slows_the_fleet[early]",),
+    ),
+    # --- outages ----------------------------------------------------------------------------
+    Protection(
+        "outage-is-probed-one-at-a-time",
+        "of an outage one POST is sent, and the others are put back",
+        (
+            Edit(
+                EVIDENCE,
+                "        .where(f.account == account, f.probe_at <= func.now())\n",
+                "        .where(f.account == account, f.probe_at.is_not(None))\n",
+            ),
+        ),
+        (
+            f"{STAGE}::test_an_outage_sends_one_probe_and_puts_the_others_back",
+            f"{INTENT}::test_a_due_probe_of_an_outage_makes_one_intent",
+            f"{FLOW}::test_probe_is_given_to_one_of_many_concurrent_callers",
+        ),
+    ),
+    Protection(
+        "probes-are-spaced",
+        "nothing is admitted in an outage before its next probe is due",
+        (
+            Edit(
+                "models/flow_control/state.py",
+                '        return Allowance(1 if state.probe_in <= 0 else 0, "outage")\n',
+                '        return Allowance(1, "outage")\n',
+            ),
+        ),
+        (
+            f"{STAGE}::test_an_outage_sends_one_probe_and_puts_the_others_back",
+            f"{FLOW}::test_outage_allows_a_probe_only_when_due_and_until_it_is_taken",
+        ),
+    ),
+    Protection(
+        "outage-stops-what-was-intended",
+        "just before the POST: no outage, unless it is the probe",
+        (
+            Edit(
+                "models/submission.py",
+                "    if hold is None and flow.outage_age is not None and not intent.probe:\n",
+                "    if hold is None and flow.outage_age is not None and not intent:\n",
+            ),
+        ),
+        (f"{STAGE}::test_an_outage_that_begins_after_the_intent_stops_the_post",),
+    ),
+    Protection(
+        "outage-ends-with-a-success",
+        "the first success ends an outage, and submission is ramped up",
+        (
+            Edit(
+                SUBMIT,
+                "        if self._outage and evidence.recovered(conn):\n",
+                "        if self._outage and not evidence:\n",
+            ),
+        ),
+        (
+            f"{STAGE}::test_a_probe_that_succeeds_ends_the_outage_and_starts_a_ramp",
+            f"{STAGE}::test_a_refusal_of_the_work_itself_ends_an_outage",
+        ),
     ),
     # --- limits -----------------------------------------------------------------------------
     Protection(
         "limit-has-a-floor",
-        "a learned limit has floor 1",
+        "a concurrency limit has floor 1",
         (
             Edit(
-                "models/schedule.py",
-                "    first = Limit(max(1, present), max(1, present) + 1, RAISE_AFTER)\n",
-                "    first = Limit(present, max(1, present) + 1, RAISE_AFTER)\n",
-            ),
-            Edit(
-                "models/schedule.py",
+                RULES_OF_FLOW,
                 "        value = max(1, min(self.value - 1 if fresh else self.value, present))\n",
                 "        value = min(self.value - 1 if fresh else self.value, present)\n",
             ),
+            Edit(
+                EVIDENCE,
+                "        limit = ConcurrencyLimit(max(1, present), max(1, present) + 1, 0.0)\n",
+                "        limit = ConcurrencyLimit(present, present + 1, 0.0)\n",
+            ),
         ),
         (
-            f"{SCHEDULE}::test_what_was_there_beside_a_refusal_is_the_limit_and_never_under_one[0-0-1]",
-            f"{SCHEDULE}::test_a_refusal_under_the_limit_lowers_it",
+            f"{FLOW}::test_limit_is_one_at_least",
+            f"{PURE}::test_concurrency_limit_is_never_below_one_and_a_refusal_never_raises_it",
+        ),
+    ),
+    Protection(
+        "limit-is-lowered-once",
+        "a refusal of what was sent before the last change does not lower the limit again",
+        (
+            Edit(
+                EVIDENCE,
+                "        fresh = started_ago is not None and float(started_ago) <= current.age\n",
+                "        fresh = started_ago is not None\n",
+            ),
+        ),
+        (
+            f"{STAGE}::test_two_refusals_of_posts_sent_at_once_lower_the_limit_once",
+            f"{FLOW}::test_refusal_of_a_post_sent_before_the_limit_lowers_nothing_twice",
+        ),
+    ),
+    Protection(
+        "limit-is-lowered",
+        "CONCURRENCY_LIMIT_REACHED lowers how many may be at work",
+        (
+            Edit(
+                SUBMIT,
+                "            limit = evidence.concurrency_refused(conn, intent.generation_id, intent.attempt)\n",
+                "            limit = 0\n",
+            ),
+        ),
+        (
+            f"{ANSWERS}::test_a_limit_is_learned_and_never_falls_below_one",
+            f"{STAGE}::test_a_concurrency_refusal_lowers_the_limit_and_leaves_it_uncertain",
         ),
     ),
     Protection(
         "limit-grows-again",
-        "a learned limit grows again",
+        "a concurrency limit is exceeded by one now and then",
         (
             Edit(
-                "models/schedule.py",
-                "            .values(value=min(limit.raised, configured), changed_at=func.now())\n",
-                "            .values(value=limit.value, changed_at=func.now())\n",
+                EVIDENCE,
+                "    if grown is not None:\n        _store_limit(conn, account, grown)",
+                "    if grown is None:\n        _store_limit(conn, account, limit)",
             ),
         ),
-        (f"{SCHEDULE}::test_a_raise_needs_time_and_slots_that_are_in_use",),
-    ),
-    Protection(
-        "limit-grows-quickly-beyond-what-was-refused",
-        "a refusal that was of its moment doesn't slow the rest of the day",
-        (
-            Edit(
-                "models/schedule.py",
-                "(1 if self.value < self.refused else max(1, self.value // 2))",
-                "1",
-            ),
-        ),
-        (f"{SCHEDULE}::test_a_refusal_that_was_of_its_moment_does_not_slow_the_rest_of_the_day",),
-    ),
-    Protection(
-        "limit-is-learned",
-        "CONCURRENCY_LIMIT_REACHED lowers what is in flight",
-        (
-            Edit(
-                "worker/stages/submit.py",
-                "            limit = schedule.learn_lower(conn, intent.generation_id, intent.attempt)\n",
-                "            limit = schedule.in_flight(conn)\n",
-            ),
-        ),
-        (f"{ANSWERS}::test_a_limit_is_learned_and_never_falls_below_one",),
+        (f"{FLOW}::test_limit_is_probed_by_one_while_every_slot_is_in_use",),
     ),
     Protection(
         "rate-is-shared",
@@ -245,25 +362,25 @@ PROTECTIONS = (
         (
             Edit(
                 "worker/limiter.py",
-                "        if self._store is not None and self._clock() >= self._shared_from:\n",
-                "        if self._store is None and self._clock() < self._shared_from:\n",
+                "        if self._store is None or self._clock() < self._store_from:\n",
+                "        if self._store is not None or self._clock() < self._store_from:\n",
             ),
         ),
         (f"{RATE}::test_two_workers_share_one_rate",),
     ),
     Protection(
         "rate-falls-back",
-        "without Redis each process keeps the rate by itself, and work goes on",
+        "without a store each process keeps the rate alone, and work continues",
         (
             Edit(
                 "worker/limiter.py",
-                "                self._shared_from = self._clock() + _RETRY_SHARED\n",
-                "                raise\n",
+                "            self._store_from = self._clock() + _RETRY_STORE\n",
+                "            raise\n",
             ),
         ),
         (
-            f"{RATE}::test_without_valkey_each_worker_limits_itself_and_goes_on",
-            f"{RATE}::test_a_valkey_that_was_never_there_stops_nobody",
+            f"{RATE}::test_without_valkey_each_worker_keeps_the_rate_alone",
+            f"{RATE}::test_valkey_that_was_never_there_stops_no_request",
         ),
     ),
     # --- pauses -----------------------------------------------------------------------------
@@ -288,8 +405,8 @@ PROTECTIONS = (
         (
             Edit(
                 "models/submission.py",
-                "gate=_paused(conn, row) or _held_back(",
-                "gate=_held_back(",
+                "        hold=_paused(conn, row) or _flow_hold(conn, row, flow),\n",
+                "        hold=_flow_hold(conn, row, flow),\n",
             ),
         ),
         (f"{PAUSES}::test_what_was_let_in_is_put_back_at_its_intent",),
@@ -299,12 +416,15 @@ PROTECTIONS = (
         "just before the POST: not paused",
         (
             Edit(
-                "models/decisions.py",
-                "    if facts.pause is not None:\n        return facts.pause\n",
-                "",
+                "models/submission.py",
+                "        hold=_paused(conn, row) or hold,\n",
+                "        hold=hold,\n",
             ),
         ),
-        (f"{PAUSES}::test_between_the_intent_and_its_check",),
+        (
+            f"{PAUSES}::test_between_the_intent_and_its_check",
+            f"{INTENT}::test_a_pause_that_began_meanwhile_stops_it",
+        ),
     ),
     Protection(
         "paused-is-not-ahead",
@@ -408,17 +528,5 @@ PROTECTIONS = (
             ),
         ),
         (f"{RETRIES}::test_what_was_given_up_waits_until_no_task_of_it_can_appear",),
-    ),
-    Protection(
-        "the-often-refused-let-others-go-first",
-        "one request that is always put off does not close the gate to everybody",
-        (
-            Edit(
-                "worker/stages/submit.py",
-                "gates.aside(conn, intent.generation_id) if put_off else 1.0",
-                "1.0",
-            ),
-        ),
-        (f"{REOPENING}::test_one_that_is_refused_again_and_again_does_not_hold_up_the_others",),
     ),
 )

@@ -158,8 +158,8 @@ PROTECTIONS = (
         (
             Edit(
                 READING,
-                "        samples += _skew_of_answer(answer.exchange, clock)\n",
-                "        samples += [Skew(timedelta(0), timedelta(0))]\n",
+                "        samples += _skew_of_answer(answer.exchange, clock)\n        samples += _skew_of_tasks(rt, seen)\n",
+                "        samples += [Skew(timedelta(0), timedelta(0))]\n        samples += _skew_of_tasks(rt, seen)\n",
             ),
         ),
         (f"{STAGE}::test_skewed_clocks[3600-True]", f"{STAGE}::test_skewed_clocks[-3600-True]"),

@@ -24,7 +24,7 @@ PROTECTIONS = (
             ),
         ),
         (
-            f"{STAGE}::test_an_early_message_only_puts_it_off",
+            f"{STAGE}::test_early_scans_that_find_nothing_decide_nothing",
             f"{WATCH}::test_every_open_attempt_is_part_of_the_case_and_settled_with_the_last",
         ),
     ),
@@ -39,7 +39,102 @@ PROTECTIONS = (
             ),
         ),
         (
-            "tests/integration/test_submit_stage.py::test_nothing_is_due_between_intent_and_settling",
+            "tests/integration/test_submit_stage.py::test_nothing_is_due_between_the_intent_and_settling_while_no_answer_came",
+        ),
+    ),
+    Protection(
+        "early-scan-decides-presence-alone",
+        "before settle_at a task that is seen is adopted, and nothing is found absent",
+        (
+            Edit(
+                "worker/stages/early_scan.py",
+                "        if verdict is not None and _adopt(rt, one, verdict):\n",
+                "        if verdict is None:\n"
+                "            from models import transitions\n"
+                "            with rt.engine.begin() as conn:\n"
+                "                transitions.absent(\n"
+                "                    conn, one.case.generation_id, one.latest, max_attempts=5, detail={}\n"
+                "                )\n"
+                "        elif _adopt(rt, one, verdict):\n",
+            ),
+        ),
+        (
+            f"{STAGE}::test_early_scans_that_find_nothing_decide_nothing",
+            f"{STAGE}::test_the_second_early_scan_adopts_a_task_that_appeared_later",
+            f"{STAGE}::test_an_early_scan_adopts_no_fixed_seed_of_a_key_that_others_may_use",
+        ),
+    ),
+    Protection(
+        "early-scan-is-early",
+        "a task whose answer was lost is searched for soon, and not only when it has settled",
+        (
+            Edit(
+                "models/decisions.py",
+                "    for after in (EARLY_SCAN, list_lag):\n",
+                "    for after in (list_lag, list_lag):\n",
+            ),
+            Edit(
+                "worker/stages/submit.py",
+                "            search_in=decisions.EARLY_SCAN,\n",
+                "",
+            ),
+        ),
+        (
+            "tests/integration/test_submit_stage.py::test_an_uncertain_outcome_is_searched_for_two_seconds_later",
+            f"{STAGE}::test_early_scans_that_find_nothing_decide_nothing",
+        ),
+    ),
+    Protection(
+        "early-scan-is-repeated-after-the-lag",
+        "a task that the list showed late is found by a second early scan",
+        (
+            Edit(
+                "models/decisions.py",
+                "    for after in (EARLY_SCAN, list_lag):\n",
+                "    for after in (EARLY_SCAN, EARLY_SCAN):\n",
+            ),
+        ),
+        (f"{STAGE}::test_the_second_early_scan_adopts_a_task_that_appeared_later",),
+    ),
+    Protection(
+        "early-scan-reads-followed-again",
+        "a task that another generation took since the page was read is not adopted",
+        (
+            Edit(
+                "worker/stages/early_scan.py",
+                "        if resolution.still(verdict, followed=taken) is not verdict:\n",
+                "        if resolution.still(verdict, followed=()) is not verdict and taken:\n",
+            ),
+        ),
+        (
+            f"{STAGE}::test_what_another_generation_took_since_the_page_was_read_is_not_adopted_early",
+        ),
+    ),
+    Protection(
+        "early-scan-reads-an-ascending-list-from-its-end",
+        "the newest tasks are found in whatever order the list is",
+        (
+            Edit(
+                "worker/reading.py",
+                "    numbers = range(last, 1, -1) if _oldest_first(tasks) else range(2, last + 1)\n",
+                "    numbers = range(2, last + 1)\n",
+            ),
+        ),
+        (f"{STAGE}::test_an_early_scan_reads_a_list_of_oldest_first_from_its_end",),
+    ),
+    Protection(
+        "uncertain-hold-no-slot",
+        "what is uncertain holds no slot",
+        (
+            Edit(
+                "models/schedule.py",
+                " AND status <> '{Status.UNCERTAIN}'",
+                "",
+            ),
+        ),
+        (
+            f"{STAGE}::test_uncertain_generations_hold_no_slot",
+            "tests/integration/test_schedule.py::test_only_free_slots_are_filled",
         ),
     ),
     Protection(
@@ -310,15 +405,15 @@ PROTECTIONS = (
     # --- bounds -----------------------------------------------------------------------------
     Protection(
         "attempts-bounded",
-        "attempts are bounded, also under endless TASK_SUBMIT_FAILED",
+        "attempts are bounded in time, also under endless TASK_SUBMIT_FAILED",
         (
             Edit(
                 "models/decisions.py",
-                "    exhausted = counts and absent_before + 1 >= max_attempts\n",
-                "    exhausted = counts and absent_before >= max_attempts + 99\n",
+                "    exhausted = too_long or (counts",
+                "    exhausted = (counts",
             ),
         ),
-        (f"{ANSWERS}::test_endless_submit_failures_are_bounded",),
+        (f"{ANSWERS}::test_endless_submit_failures_are_bounded_in_time_and_not_in_number",),
     ),
     Protection(
         "refusals-burn-no-attempt",
@@ -326,8 +421,8 @@ PROTECTIONS = (
         (
             Edit(
                 SETTLING,
-                'func.count().filter(~mine, a.outcome == "absent", vain)',
-                "func.count().filter(~mine, vain)",
+                'func.count().filter(~mine, a.outcome == "absent", lost)',
+                "func.count().filter(~mine)",
             ),
         ),
         (f"{HARD}::test_refusals_use_up_no_attempts",),

@@ -12,7 +12,10 @@ HARD = "tests/integration/test_hard_cases_schedule.py"
 ACCEPT = "tests/integration/test_accept_stage.py"
 SERVICE = "tests/acceptance/test_service.py"
 
+RELEASE = "tests/integration/test_workers.py"
+
 SCHEDULE = "models/schedule.py"
+WORKERS = "models/workers.py"
 COMMON = "worker/stages/common.py"
 
 PROTECTIONS = (
@@ -23,8 +26,8 @@ PROTECTIONS = (
         (
             Edit(
                 SCHEDULE,
-                '.values(lease=g.lease + 1, due_at=in_given("leased_for"))',
-                ".values(lease=g.lease + 1, due_at=in_seconds(10**7))",
+                '            lease=g.lease + 1,\n            due_at=in_given("leased_for"),\n',
+                "            lease=g.lease + 1,\n            due_at=in_seconds(10**7),\n",
             ),
         ),
         (f"{SQL}::test_a_claim_raises_the_lease_and_is_due_again_at_its_end",),
@@ -35,8 +38,8 @@ PROTECTIONS = (
         (
             Edit(
                 SCHEDULE,
-                '.values(lease=g.lease + 1, due_at=in_given("leased_for"))',
-                '.values(lease=g.lease, due_at=in_given("leased_for"))',
+                '            lease=g.lease + 1,\n            due_at=in_given("leased_for"),\n',
+                '            lease=g.lease,\n            due_at=in_given("leased_for"),\n',
             ),
         ),
         (
@@ -127,25 +130,116 @@ PROTECTIONS = (
                 "room = 1000 - depth",
             ),
         ),
-        (f"{DISPATCHER}::test_no_more_messages_than_twice_the_slots",),
+        (
+            f"{DISPATCHER}::test_messages_are_refilled_to_twice_the_slots_once_no_more_wait_than_slots",
+        ),
     ),
     Protection(
-        "submitting-threads-take-turns",
-        "threads that submit to a quick provider do not make each other late",
-        (Edit("worker/pace.py", "while self._running >= self.threads and", "while False and"),),
-        ("tests/unit/test_pace.py::test_where_posts_are_quick_threads_take_turns",),
+        "refilled-in-portions",
+        "messages are published once no more wait than there are slots",
+        (
+            Edit(
+                "worker/dispatcher.py",
+                "        if depth > self._slots:\n",
+                "        if depth >= 2 * self._slots:\n",
+            ),
+        ),
+        (
+            f"{DISPATCHER}::test_messages_are_refilled_to_twice_the_slots_once_no_more_wait_than_slots",
+        ),
+    ),
+    # --- dead workers -----------------------------------------------------------------------
+    Protection(
+        "dead-workers-claims-are-released",
+        "what a dead worker had claimed does not wait for its lease's end",
+        (
+            Edit(
+                WORKERS,
+                ".values(lease=g.lease + 1, due_at=func.now(), leased_until=None)",
+                ".values(lease=g.lease + 1, leased_until=None)",
+            ),
+        ),
+        (
+            f"{DISPATCHER}::test_claims_of_a_dead_worker_are_released_within_two_ticks",
+            f"{RELEASE}::test_begun_claims_of_a_dead_worker_are_released_under_a_raised_token",
+        ),
     ),
     Protection(
-        "a-turn-without-end-holds-nobody-up",
-        "a provider that hangs is asked by all threads",
-        (Edit("worker/pace.py", " and self._ended != ended:", ":"),),
-        ("tests/unit/test_pace.py::test_a_turn_that_does_not_end_holds_nobody_up_for_long",),
+        "release-raises-the-token",
+        "a worker that was only cut off has lost its claims",
+        (
+            Edit(
+                WORKERS,
+                ".values(lease=g.lease + 1, due_at=func.now(), leased_until=None)",
+                ".values(due_at=func.now(), leased_until=None)",
+            ),
+        ),
+        (
+            f"{DISPATCHER}::test_a_message_of_a_released_claim_does_nothing",
+            f"{RELEASE}::test_begun_claims_of_a_dead_worker_are_released_under_a_raised_token",
+            f"{RELEASE}::test_step_of_a_worker_that_was_only_cut_off_changes_nothing",
+        ),
     ),
     Protection(
-        "let-in-what-is-submitted-soon",
-        "no more is let in than the threads of a process submit soon",
-        (Edit("worker/dispatcher.py", "submits = self._rt.pace.room() - depth", "submits = 1000"),),
-        (f"{DISPATCHER}::test_no_more_is_let_in_than_the_threads_of_its_process_submit_soon",),
+        "live-workers-claims-are-kept",
+        "what a live worker has begun is not released with a dead one's claims",
+        (
+            Edit(
+                WORKERS,
+                "            or_(g.claimed_by.in_(ids), g.claimed_by.is_(None)),\n",
+                "            or_(g.claimed_by.in_(ids), g.claimed_by.is_distinct_from(-1)),\n",
+            ),
+        ),
+        (f"{RELEASE}::test_begun_claims_of_a_living_worker_stay",),
+    ),
+    Protection(
+        "live-workers-are-alive",
+        "a worker whose session holds its lock is not dead, however long it is silent",
+        (
+            Edit(
+                WORKERS,
+                "    _w.c.locked\n    & func.pg_try_advisory_xact_lock(",
+                "    _w.c.locked\n    | func.pg_try_advisory_xact_lock(",
+            ),
+        ),
+        (
+            f"{DISPATCHER}::test_claims_of_a_live_worker_are_kept",
+            f"{RELEASE}::test_living_workers_are_not_released",
+        ),
+    ),
+    Protection(
+        "scheduled-rows-are-not-claims",
+        "a release leaves alone what is due by itself",
+        (Edit(WORKERS, "            g.due_at == g.leased_until,\n", ""),),
+        (f"{RELEASE}::test_generations_that_are_scheduled_are_untouched",),
+    ),
+    Protection(
+        "posts-of-dead-workers-are-in-doubt",
+        "what a dead worker was submitting is searched for, and not sent again",
+        (
+            Edit(
+                WORKERS,
+                "        .where(g.status == Status.SUBMITTING, g.claimed_by.in_(ids))\n",
+                "        .where(g.status == Status.SUBMITTING, g.claimed_by.in_([]))\n",
+            ),
+        ),
+        (
+            f"{SUBMIT}::test_a_worker_that_was_taken_for_dead_does_not_send",
+            f"{DISPATCHER}::test_a_post_of_a_dead_worker_is_searched_for_and_not_sent_again",
+            f"{RELEASE}::test_submitting_generation_of_a_dead_worker_becomes_uncertain",
+        ),
+    ),
+    Protection(
+        "taken-for-dead-registers-anew",
+        "a worker that was taken for dead finds it out",
+        (
+            Edit(
+                "worker/dispatcher.py",
+                "        if not alive:\n            raise TakenForDeadError",
+                "        if alive is None:\n            raise TakenForDeadError",
+            ),
+        ),
+        (f"{DISPATCHER}::test_a_worker_that_was_taken_for_dead_registers_anew",),
     ),
     Protection(
         "admission-missed-is-tried-again-soon",
@@ -205,8 +299,8 @@ PROTECTIONS = (
         (
             Edit(
                 COMMON,
-                "        .values(tries=func.least(g.tries + 1, MOST_TRIES))\n",
-                "        .values(tries=g.tries)\n",
+                "            tries=func.least(g.tries + 1, MOST_TRIES),\n",
+                "            tries=g.tries,\n",
             ),
         ),
         (f"{DISPATCHER}::test_what_workers_die_of_is_bounded_before_the_post",),
@@ -242,7 +336,7 @@ PROTECTIONS = (
         (
             Edit(
                 SCHEDULE,
-                "    free = min(limit, max_in_flight - standing.in_flight)\n",
+                "    free = min(limit, slots - standing.in_flight)\n",
                 "    free = limit\n",
             ),
         ),
@@ -280,11 +374,11 @@ PROTECTIONS = (
     ),
     Protection(
         "deadline-lapses-while-waiting",
-        "a deadline passes also without a slot or behind a gate",
+        "a deadline passes also without a slot or behind a breaker",
         (Edit(SCHEDULE, "    if standing.late:\n        transitions.lapse_waiting(conn)\n", ""),),
         (
             f"{SQL}::test_a_deadline_that_passed_ends_it_before_admission_even_without_a_slot",
-            f"{SQL}::test_a_deadline_passes_also_while_a_gate_holds_everything",
+            f"{SQL}::test_deadline_passes_also_while_a_breaker_blocks_everything",
         ),
     ),
     Protection(
@@ -293,8 +387,8 @@ PROTECTIONS = (
         (
             Edit(
                 SCHEDULE,
-                'WHERE {LIVE_SQL} AND attention IS NULL"  # noqa',
-                'WHERE {LIVE_SQL}"  # noqa',
+                '    " AND attention IS NULL"\n)\n',
+                '    ""\n)\n',
             ),
         ),
         (

@@ -4,7 +4,6 @@ from tests.protections.protection import Edit, Protection
 
 SQL = "tests/integration/test_submission.py"
 STAGE = "tests/integration/test_submit_stage.py"
-TOGETHER = "tests/integration/test_submit_together.py"
 CANCEL = "tests/integration/test_cancel.py"
 TABLES = "tests/integration/test_constraints.py"
 WIRE = "tests/integration/test_api_client_wire.py"
@@ -23,8 +22,13 @@ PROTECTIONS = (
         (
             Edit(
                 SUBMISSION,
-                "    return list(fresh)\n",
-                "    return [7 + n for n in range(count)]\n",
+                "        seed = _fresh_seed(conn) if row.taken else drawn\n",
+                "        seed = 7 + row.attempt // 10\n",
+            ),
+            Edit(
+                MIGRATION,
+                '["seed"],\n        unique=True,',
+                '["seed"],\n        unique=False,',
             ),
         ),
         (f"{STAGE}::test_each_attempt_draws_a_fresh_seed",),
@@ -32,7 +36,13 @@ PROTECTIONS = (
     Protection(
         "seed-never-seen-before",
         "a drawn seed was never drawn, nor shown by any remote task",
-        (Edit(SUBMISSION, "drawn.difference(taken)", "drawn.difference([])"),),
+        (
+            Edit(
+                SUBMISSION,
+                "        seed = _fresh_seed(conn) if row.taken else drawn\n",
+                "        seed = drawn\n",
+            ),
+        ),
         (f"{SQL}::test_a_seed_that_anything_had_before_is_not_drawn",),
     ),
     Protection(
@@ -74,9 +84,9 @@ PROTECTIONS = (
         "intent: the row's lease is held",
         (
             Edit(
-                "models/submission.py",
-                "g.id == generation_id, g.lease == lease, g.status == Status.UPLOADING",
-                "g.id == generation_id, g.status == Status.UPLOADING",
+                SUBMISSION,
+                '        g.lease == bindparam("held"),\n',
+                "",
             ),
             Edit(
                 "models/lifecycle.py",
@@ -109,16 +119,20 @@ PROTECTIONS = (
         ),
     ),
     Protection(
-        "intent-needs-an-open-gate",
-        "intent: gate open for this cost",
+        "intent-needs-no-hold",
+        "intent: no open breaker, throttling, or lack of room for tasks",
         (
             Edit(
                 "models/decisions.py",
-                "    if facts.gate is not None:\n        return Obstacle.GATE\n",
+                "    if facts.hold is not None:\n        return Obstacle.HOLD\n",
                 "",
             ),
         ),
-        (f"{STAGE}::test_a_gate_that_closed_since_the_admission_holds_it",),
+        (
+            f"{STAGE}::test_a_breaker_that_opened_since_the_admission_holds_it",
+            f"{SQL}::test_no_intent_is_made_before_retry_after_has_passed",
+            f"{SQL}::test_no_more_intents_are_made_than_the_provider_runs_tasks",
+        ),
     ),
     Protection(
         "intent-needs-no-match",
@@ -141,7 +155,7 @@ PROTECTIONS = (
         (
             Edit(
                 "models/decisions.py",
-                "    return Obstacle.HELD if facts.holder is not None else None\n",
+                "    return Obstacle.EQUAL if facts.holder is not None else None\n",
                 "    return None\n",
             ),
         ),
@@ -205,7 +219,7 @@ PROTECTIONS = (
         ),
         (
             f"{STAGE}::test_it_settles_after_b_k_l_and_the_margin",
-            "tests/unit/test_gates.py::test_settling_takes_all_that_can_delay_a_task",
+            "tests/unit/test_flow_rules.py::test_settle_time_covers_everything_that_can_delay_a_task",
         ),
     ),
     Protection(
@@ -214,26 +228,14 @@ PROTECTIONS = (
         (
             Edit(
                 SUBMIT,
-                "        with rt.engine.begin() as conn:\n            free = submission.begin_free(",
-                "        with rt.engine.connect() as conn:\n            free = submission.begin_free(",
-            ),
-        ),
-        (
-            f"{STAGE}::test_the_intent_is_there_before_the_post",
-            f"{TOGETHER}::test_one_transaction_each_for_all_intents_and_all_answers",
-        ),
-    ),
-    Protection(
-        "intent-before-the-post-alone",
-        "the intent is committed before the POST, where something was to be looked at",
-        (
-            Edit(
-                SUBMIT,
                 "        with rt.engine.begin() as conn:\n            return submission.begin(",
                 "        with rt.engine.connect() as conn:\n            return submission.begin(",
             ),
         ),
-        (f"{STAGE}::test_seeds_of_the_producer[7-False]",),
+        (
+            f"{STAGE}::test_the_intent_is_there_before_the_post",
+            f"{STAGE}::test_seeds_of_the_producer[7-False]",
+        ),
     ),
     Protection(
         "commit-confirmed",
@@ -241,112 +243,11 @@ PROTECTIONS = (
         (
             Edit(
                 SUBMIT,
-                "        with rt.engine.begin() as conn:\n            free = submission.begin_free(conn, wanted, rt.settings.timing)\n",
-                "        import contextlib\n\n        from sqlalchemy.exc import OperationalError\n\n        with contextlib.suppress(OperationalError), rt.engine.begin() as conn:\n            free = submission.begin_free(conn, wanted, rt.settings.timing)\n",
+                "        with rt.engine.begin() as conn:\n            return submission.begin(conn, wanted, rt.settings.timing)\n",
+                "        import contextlib\n\n        from sqlalchemy.exc import OperationalError\n\n        with contextlib.suppress(OperationalError), rt.engine.begin() as conn:\n            made = submission.begin(conn, wanted, rt.settings.timing)\n        return made\n",
             ),
         ),
         (f"{STAGE}::test_a_commit_of_unknown_outcome_sends_nothing",),
-    ),
-    Protection(
-        "free-of-gates",
-        "while a gate is closed each is looked at",
-        (Edit(SUBMISSION, "        ~gates.any_closed(),\n", ""),),
-        (f"{STAGE}::test_a_gate_that_closed_since_the_admission_holds_it",),
-    ),
-    Protection(
-        "free-of-pauses",
-        "what is paused is looked at",
-        (Edit(SUBMISSION, "        ~pauses.holds(g.tenant),\n        ~gates", "        ~gates"),),
-        (f"{TOGETHER}::test_those_that_something_stands_in_the_way_of_are_looked_at_each",),
-    ),
-    Protection(
-        "free-of-deadlines",
-        "what is late is looked at",
-        (
-            Edit(
-                SUBMISSION,
-                "        or_(g.deadline_at.is_(None), g.deadline_at > func.now()),\n",
-                "",
-            ),
-        ),
-        (
-            f"{STAGE}::test_a_past_deadline_sends_nothing",
-            f"{TOGETHER}::test_those_that_something_stands_in_the_way_of_are_looked_at_each",
-        ),
-    ),
-    Protection(
-        "free-of-limits",
-        "under a learned limit each is looked at",
-        (Edit(SUBMISSION, "        ~schedule.any_learned(),\n", ""),),
-        (f"{TOGETHER}::test_a_learned_limit_holds_for_a_message_of_several",),
-    ),
-    Protection(
-        "free-of-earlier-attempts",
-        "of an earlier attempt a task may exist",
-        (Edit(SUBMISSION, "        g.attempt == 0,\n", ""),),
-        (f"{TOGETHER}::test_a_second_attempt_is_looked_at_by_itself",),
-    ),
-    Protection(
-        "free-of-fixed-seeds",
-        "a producer's seed is held against others",
-        (
-            Edit(
-                SUBMISSION,
-                "    rows = [row for row in rows if producer_seed(row.request) is None]\n",
-                "",
-            ),
-        ),
-        (f"{STAGE}::test_seeds_of_the_producer[7-False]",),
-    ),
-    Protection(
-        "check-holds-for-a-moment",
-        "what was read before one POST holds for the next ones only so long",
-        (
-            Edit(
-                SUBMIT,
-                "        if now - self._checked > CHECK_HOLDS:\n",
-                "        if now - self._checked > 1e9:\n",
-            ),
-        ),
-        (f"{TOGETHER}::test_what_was_read_before_a_post_holds_for_a_moment_only[0.0-2]",),
-    ),
-    Protection(
-        "refusal-forgets-the-check",
-        "what one is refused for may be what stops the rest",
-        (
-            Edit(
-                SUBMIT,
-                "            self._look_again()\n            _refused(",
-                "            _refused(",
-            ),
-        ),
-        (f"{TOGETHER}::test_a_gate_that_one_closes_stops_the_rest",),
-    ),
-    Protection(
-        "unsent-is-what-was-not-begun",
-        "not sent is said only of what no POST was begun of",
-        (
-            Edit(
-                SUBMIT,
-                "        self._unsent.remove(intent)\n        try:",
-                "        try:",
-            ),
-        ),
-        (
-            f"{TOGETHER}::test_a_bug_at_one_leaves_it_in_doubt_keeps_what_was_answered_and_sends_no_more",
-        ),
-    ),
-    Protection(
-        "refused-answer-by-itself",
-        "an answer that the tables refuse does not take the others with it",
-        (
-            Edit(
-                SUBMIT,
-                "        if len(answered) == 1 or not common.refused_as_data(error):\n",
-                "        if True:\n",
-            ),
-        ),
-        (f"{TOGETHER}::test_an_answer_that_the_tables_refuse_does_not_take_the_others_with_it",),
     ),
     # --- just before the POST ---------------------------------------------------------------
     Protection(
@@ -388,18 +289,35 @@ PROTECTIONS = (
         ),
     ),
     Protection(
-        "check-reads-the-gate",
-        "just before the POST: gate still open",
+        "check-reads-the-doubt",
+        "a worker that was taken for dead finds its row uncertain, and does not send",
         (
             Edit(
                 "models/decisions.py",
-                "    return facts.gate\n",
+                "    if facts.status is not Status.SUBMITTING or facts.attempt != intended:\n",
+                "    if facts.status not in IN_DOUBT or facts.attempt != intended:\n",
+            ),
+        ),
+        (
+            f"{STAGE}::test_a_worker_that_was_taken_for_dead_does_not_send",
+            f"{SQL}::test_a_row_that_went_on_without_it_stops_it",
+        ),
+    ),
+    Protection(
+        "check-reads-the-account",
+        "just before the POST: no breaker open, no throttling, no outage",
+        (
+            Edit(
+                "models/decisions.py",
+                "    return facts.hold\n",
                 "    return None\n",
             ),
         ),
         (
-            f"{STAGE}::test_a_gate_that_closes_after_the_intent_stops_it",
-            f"{SQL}::test_a_gate_that_closed_meanwhile_stops_it",
+            f"{STAGE}::test_a_breaker_that_opens_after_the_intent_stops_it",
+            f"{STAGE}::test_an_outage_that_begins_after_the_intent_stops_the_post",
+            f"{SQL}::test_a_breaker_that_opened_meanwhile_stops_it",
+            f"{SQL}::test_throttling_that_came_meanwhile_stops_it",
         ),
     ),
     Protection(
@@ -423,8 +341,8 @@ PROTECTIONS = (
         (
             Edit(
                 SUBMIT,
-                "                raise TooLateError(retry(why)) from error\n",
-                "                str(why)\n",
+                "            raise TooLateError(retry(why)) from error\n",
+                "            log.debug(why)\n            return\n",
             ),
         ),
         (f"{HARD}::test_no_post_after_a_check_that_could_not_be_made",),
@@ -446,7 +364,7 @@ PROTECTIONS = (
         ),
         (
             f"{WIRE}::test_before_send_runs_connected_and_before_the_first_byte",
-            "tests/integration/test_answers.py::test_what_was_never_sent_is_sent_again",
+            "tests/integration/test_answers.py::test_an_unreachable_provider_puts_it_back_and_counts_as_failing",
         ),
     ),
     Protection(
@@ -455,32 +373,12 @@ PROTECTIONS = (
         (
             Edit(
                 SUBMIT,
-                '            rt.limiter.wait("submit", timeout=max(0.0, until - time.monotonic()))\n',
-                "            pass\n",
+                '        rt.limiter.wait("submit", timeout=min(MAX_TURN, rt.settings.lease / 4))\n',
+                "        pass\n",
             ),
             Edit(SUBMIT, "retry=False, throttled=True", "retry=False"),
         ),
         (f"{STAGE}::test_without_a_token_there_is_no_intent",),
-    ),
-    Protection(
-        "committed-intents-are-sent",
-        "an intent that can't be made leaves no committed one in doubt",
-        (
-            Edit(
-                SUBMIT,
-                "            if not intents:\n                raise\n",
-                "            raise\n",
-            ),
-        ),
-        (f"{TOGETHER}::test_one_that_its_intent_fails_for_leaves_no_other_in_doubt",),
-    ),
-    Protection(
-        "one-that-is-held-holds-up-nobody",
-        "a producer's open transaction on one keeps no other of its message from being sent",
-        (Edit(SUBMIT, "skip_locked=len(claims) > 1", "skip_locked=False"),),
-        (
-            f"{TOGETHER}::test_a_producers_open_transaction_on_one_does_not_keep_the_others_from_being_sent",
-        ),
     ),
     Protection(
         "not-sent-leaves-doubt-open",

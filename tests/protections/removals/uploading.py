@@ -92,8 +92,8 @@ PROTECTIONS = (
             ),
             Edit(
                 "models/submission.py",
-                "g.id == generation_id, g.lease == lease, g.status == Status.UPLOADING",
-                "g.id == generation_id, g.status == Status.UPLOADING",
+                '        g.lease == bindparam("held"),\n',
+                "",
             ),
             Edit(
                 "models/lifecycle.py",
@@ -110,7 +110,7 @@ PROTECTIONS = (
             Edit(
                 UPLOAD,
                 "        case Disposition.RETRY | Disposition.AMBIGUOUS:\n",
-                "        case Disposition.RETRY | Disposition.AMBIGUOUS:\n            _put_back(rt, row, str(error), 'x')\n            return\n",
+                "        case Disposition.RETRY | Disposition.AMBIGUOUS:\n            _put_back(rt, row, str(error))\n            return\n",
             ),
         ),
         (f"{HARD}::test_an_outage_of_uploads_fails_no_generation",),
