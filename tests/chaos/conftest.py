@@ -113,15 +113,28 @@ class Arena:
         (self.media / name).write_bytes(lake + (content or name).encode() * 20_000)
         return f"path:{name}"
 
-    def ask(self, count: int = 1, *, wishes: str = "seconds=100", path: str | None = None) -> None:
-        """So many requests, with wishes for the simulator in their prompts."""
+    def ask(
+        self,
+        count: int = 1,
+        *,
+        wishes: str = "seconds=100",
+        path: str | None = None,
+        poisoned: bool = False,
+    ) -> None:
+        """Enqueue `count` requests, with wishes for the simulator in their prompts.
+
+        The provider answers each submit of a poisoned one with SERVICE_BUSY until its faults are
+        cleared.
+        """
         for _ in range(count):
             number = len(self.orders)
             content: list[dict[str, str]] = []
             if path is not None:
                 content.append({"type": "image_url", "image_url": path})
             content.append({"type": "text", "text": f"chaos {tag(number)} [sim: {wishes}]"})
-            order = Order(number, 0.0, {"content": content}, "default", 0)
+            order = Order(number, 0.0, {"content": content}, "default", 0, poisoned=poisoned)
+            if poisoned:
+                self.sim.fault("submit", "service_busy", match=order.tag)
             self.orders.append(order)
             self.ids[number] = uuid.uuid4()
             new = new_generation(order.request, generation_id=self.ids[number])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from models.lifecycle import TERMINAL, TRANSITIONS, Event, Note, Status
+from tests.chaos import liveness
 from tests.chaos.records import Records, Row, number_of
 
 BIRTHS = {Event.ACCEPT: Status.ACCEPTED, Event.REJECT: Status.FAILED}
@@ -352,6 +353,35 @@ def producers_are_told(records: Records) -> Iterator[Broken]:
             yield Broken(f"notice {notice['id']} is {notice['status']}: {notice['error']}")
 
 
+def partial_faults_delay_no_healthy_work(records: Records) -> Iterator[Broken]:
+    """Under partial faults, no healthy generation waits longer than 5 x its calm time plus 10 s.
+
+    - Partial faults hit some of the submits: 5 to 50 % are refused with SERVICE_BUSY, 5 to 20 % get
+      an ambiguous answer, and some requests are poisoned (each of their submits is refused). No
+      strike, no throttling, no limit and no fault of other calls is active ("partial" stage).
+    - Healthy is a generation that nothing in its order delays or ends (`Order.healthy`).
+    - The wait is the time from its acceptance to its first submit, and, if that was refused with
+      SERVICE_BUSY, from there to its second. No fault has hit it before that; a longer wait is the
+      fleet's, not its own.
+    - The calm time is the median wait in the same run's first stage, without faults.
+    - `liveness.MULTIPLE`, `ALLOWANCE`: 5 and 10 s. Unhampered waits take less than a second; a
+      circuit breaker that a few refusals keep open for the whole fleet exceeds the bound.
+
+    It also fails if the stage shows nothing: too few calm waits, or none to judge.
+    """
+    found = liveness.measure(records)
+    if not found.measured:
+        return
+    if len(found.calm) < liveness.MIN_CALM:
+        yield Broken(f"{len(found.calm)} waits in the calm stage, {liveness.MIN_CALM} are needed")
+        return
+    if not found.judged:
+        yield Broken("no healthy generation could be judged under partial faults")
+    for wait in found.late:
+        took = "forever" if wait.ended is None else f"{wait.seconds:.1f} s"
+        yield Broken(f"waited {took} for {wait.what}: {found.summary()}", wait.number)
+
+
 CHECKS: tuple[Check, ...] = (
     every_request_is_kept,
     every_row_has_ended,
@@ -369,6 +399,7 @@ CHECKS: tuple[Check, ...] = (
     nothing_was_set_aside,
     nothing_waited_in_silence,
     producers_are_told,
+    partial_faults_delay_no_healthy_work,
 )
 
 

@@ -6,10 +6,12 @@ Pure: no clock, no I/O. Times are seconds since the start of the run.
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Literal, get_args
 
+from simulator.config import ConcurrencyMode
+from simulator.directives import parse
 from worker.crash_points import CrashPoint
 
 Pool = Literal["threads", "prefork"]
@@ -48,6 +50,25 @@ LATE = 2.0
 LAG = 0.8
 """Seconds of lag of the list, under L."""
 
+CALM = 5.0
+"""Seconds of the first stage of a run: no faults. Its generations give the calm time that
+`tests.chaos.liveness` compares with."""
+CALM_ORDERS = 20
+PARTIAL = 18.0
+"""Seconds of the second stage: partial faults only. Longer than the time in which orders arrive
+(`ARRIVALS`) plus the longest wait that `tests.chaos.liveness` allows, so that a delay is seen."""
+PARTIAL_ORDERS = 20
+"""Minimum number of orders in the second stage, besides the poisoned ones."""
+ARRIVALS = 5.0
+"""Seconds in which the orders of the second stage arrive."""
+OPENING = CALM + PARTIAL
+"""Seconds before the first strike and the first fault that hits the whole account."""
+POISONED_SHARE = 0.02
+"""Share of orders that the provider answers SERVICE_BUSY until the faults end."""
+
+Stage = Literal["calm", "partial", "all"]
+"""No faults; partial faults only; every fault and strike of the plan."""
+
 
 @dataclass(frozen=True)
 class Order:
@@ -65,6 +86,20 @@ class Order:
     """Sent through the broker as `seedance.generate`; else stored as a row."""
     notify: Literal["end", "change"] | None = None
     """When its producer's web server is told."""
+    poisoned: bool = False
+    """Whether the provider answers each of its submits with SERVICE_BUSY until the faults end."""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing in the order itself delays, refuses or ends its generation.
+
+        No poison, deadline, cancellation or upload, no fixed seed (a generation may queue behind an
+        equal one), and no wish for a fault in the prompt.
+        """
+        words = parse(item.get("text", "") for item in self.request["content"]).words
+        ends_early = self.deadline is not None or self.cancel_after is not None
+        waits = self.seed is not None or bool(self.references)
+        return not (self.poisoned or ends_early or waits) and words.keys() <= {"seconds"}
 
     @property
     def tag(self) -> str:
@@ -101,6 +136,8 @@ class Plan:
     """A whole run."""
 
     seed: int
+    n: int
+    """Generations that were asked for. The orders of the first two stages come on top."""
     orders: tuple[Order, ...]
     acts: tuple[Act, ...]
     faults_end: float
@@ -121,7 +158,7 @@ class Plan:
     def summary(self) -> str:
         """In a few lines."""
         kinds = Counter(act.kind for act in self.acts)
-        told = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
+        counts = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
         return (
             f"seed {self.seed}, {len(self.orders)} generations in {self.faults_end:.0f} s;"
             f" workers {'+'.join(self.pools)}, {self.beats} beats,"
@@ -129,7 +166,24 @@ class Plan:
             f" worker 1 {'serializable' if self.serializable else 'read committed'},"
             f" logs at {'DEBUG' if self.debug else 'INFO'},"
             f" {'with' if self.callbacks else 'without'} callbacks; provider {self.provider}\n"
-            f"  {told}"
+            f"  {self._stages()}\n"
+            f"  {counts}"
+        )
+
+    def _stages(self) -> str:
+        calm = sum(order.at < CALM for order in self.orders)
+        partial = sum(CALM <= order.at < OPENING for order in self.orders)
+        poisoned = [order for order in self.orders if order.poisoned]
+        at_once = sum(order.at < OPENING for order in poisoned)
+        faults = [
+            f"{act.args['probability']:.0%} of submits {act.args.get('code', act.args['kind'])}"
+            for act in self.acts
+            if act.kind == "provider_fault" and act.at < OPENING and "match" not in act.args
+        ]
+        return (
+            f"{CALM:g} s without faults, {calm} generations; until {OPENING:g} s partial faults"
+            f" only, {partial} generations: {', '.join(faults)}, {at_once} poisoned requests;"
+            f" then everything, {len(poisoned) - at_once} more poisoned requests"
         )
 
 
@@ -139,21 +193,31 @@ FLEETS: tuple[tuple[Pool, ...], ...] = (
 )
 
 
-def draw(seed: int, n: int, *, faults_end: float | None = None) -> Plan:
-    """The plan of a seed for `n` generations; `faults_end` seconds of faults."""
+def draw(seed: int, n: int, *, seconds: float | None = None) -> Plan:
+    """Return the plan of a seed for `n` generations, and those of the first two stages.
+
+    `seconds` is the length of the third stage, the one with every fault and strike.
+    """
     rng = random.Random(seed)
-    length = faults_end or min(90.0, 20.0 + n * 0.22)
+    length = seconds or min(90.0, 20.0 + n * 0.22)
     skew = rng.choice([0.0, 0.0, 95.0, -140.0])
     callbacks = seed % 5 != 4
     orders, acts = _orders(rng, n, length * 0.75), _acts(rng, length)
+    # Each later addition has its own dice, so that a seed keeps its other orders and acts.
     if callbacks:
-        # With dice of its own, so that seeds keep the plans that they had.
         acts += _callback_acts(random.Random(f"callbacks {seed}"), length)
+    dice = random.Random(f"partial {seed}")
+    acts += _partial_spells(dice, length)
+    orders = _poisoned(dice, tuple(replace(o, at=round(o.at + OPENING, 2)) for o in orders))
+    orders += _opening_orders(dice, n)
+    acts = _opening_acts(dice, seed) + tuple(_shifted(act, OPENING) for act in acts)
+    acts += _poison_acts(orders, OPENING + length)
     return Plan(
         seed,
+        n,
         orders,
         tuple(sorted(acts, key=lambda act: act.at)),
-        length,
+        OPENING + length,
         # The traits take turns, so that few seeds show them all.
         pools=FLEETS[seed % 2],
         beats=(1, 0, 2, 1)[seed % 4],
@@ -248,6 +312,47 @@ def _order(rng: random.Random, number: int, spread: float, shared: int, groups: 
         by_celery=kind == "broker",
         # By its number, so that seeds keep the plans that they had.
         notify=(None, "change", "end", "change")[number % 4],
+    )
+
+
+def _poisoned(dice: random.Random, orders: tuple[Order, ...]) -> tuple[Order, ...]:
+    """Poison some of the healthy orders of the third stage."""
+    healthy = [order.number for order in orders if order.healthy]
+    count = min(len(healthy), max(1, round(POISONED_SHARE * len(orders))))
+    chosen = set(dice.sample(healthy, count))
+    return tuple(replace(order, poisoned=order.number in chosen) for order in orders)
+
+
+def _opening_orders(dice: random.Random, n: int) -> tuple[Order, ...]:
+    """Draw the orders of the first two stages. All are healthy but the poisoned ones."""
+    times = [(dice.uniform(0.0, CALM / 2), False) for _ in range(CALM_ORDERS)]
+    partial = max(PARTIAL_ORDERS, n // 4)
+    poisoned = max(2, round(POISONED_SHARE * partial))
+    # Poisoned requests come first, so that they are refused while the others arrive.
+    times += [(CALM + dice.uniform(0.0, 0.5), True) for _ in range(poisoned)]
+    times += [(CALM + dice.uniform(0.2, ARRIVALS), False) for _ in range(partial)]
+    return tuple(
+        Order(
+            number,
+            at=round(at, 2),
+            request={
+                "model": dice.choice(["seedance-2.0", "seedance-2.0-fast"]),
+                "resolution": dice.choice(["480p", "720p"]),
+                "duration": dice.randint(4, 9),
+                "content": [
+                    {
+                        "type": "text",
+                        "text": f"chaos {tag(number)} [sim: seconds={dice.randint(60, 400)}]",
+                    }
+                ],
+            },
+            tenant=dice.choice(["default", "acme", "acme", "studio"]),
+            priority=0,
+            by_celery=dice.random() < 0.2,
+            notify=(None, "change", "end", "change")[number % 4],
+            poisoned=poison,
+        )
+        for number, (at, poison) in enumerate(times, start=n)
     )
 
 
@@ -413,6 +518,102 @@ def _callback_acts(rng: random.Random, length: float) -> tuple[Act, ...]:
         at = round(rng.uniform(3.0, max(4.0, length - 1)), 2)
         acts.append(Act(at, kind, {} if kind == "gateway_dies" else {"dice": rng.randrange(10**6)}))
     return tuple(acts)
+
+
+REFUSED_SHARES = (0.05, 0.1, 0.25, 0.5)
+"""Shares of submits that are answered SERVICE_BUSY: definite refusals."""
+AMBIGUOUS: tuple[Fault, ...] = (
+    ("submit", "error", {"code": "TASK_SUBMIT_FAILED"}),
+    ("submit", "bare", {"status": 500}),
+)
+AMBIGUOUS_SHARES = (0.05, 0.1, 0.2)
+RATES = (15.0, 30.0, 8.0)
+"""Requests per second that the provider allows the account for a while."""
+RATE_BURST = 2
+"""Requests that it then allows at once: with more, a run of this size would hardly be throttled."""
+CONCURRENCY_MODES: tuple[ConcurrencyMode, ...] = ("created_with_id", "created", "refused")
+CONCURRENCY_LIMITS = (3, 10, 5)
+"""Tasks at a time that the provider allows, one after the other; then there is no limit."""
+
+
+def _shifted(act: Act, seconds: float) -> Act:
+    return replace(act, at=round(act.at + seconds, 2))
+
+
+def _busy(share: float) -> Act:
+    return _fault(("submit", "service_busy", {}), share)
+
+
+def _opening_acts(dice: random.Random, seed: int) -> tuple[Act, ...]:
+    """The first two stages: no faults, then partial faults only."""
+    faults = [
+        # The shares take turns, so that four seeds show them all.
+        _busy(REFUSED_SHARES[seed % len(REFUSED_SHARES)]),
+        _fault(dice.choice(AMBIGUOUS), dice.choice(AMBIGUOUS_SHARES)),
+    ]
+    acts = [
+        Act(0.0, "stage", {"name": "calm"}),
+        Act(CALM, "stage", {"name": "partial"}),
+        Act(OPENING, "stage", {"name": "all"}),
+    ]
+    for fault in faults:
+        name = f"{fault.args['endpoint']} {fault.args['kind']} in the second stage"
+        acts.append(Act(CALM, "provider_fault", {**fault.args, "name": name}))
+        acts.append(Act(OPENING, "provider_mends", {"name": name}))
+    return tuple(acts)
+
+
+def _poison_acts(orders: tuple[Order, ...], faults_end: float) -> tuple[Act, ...]:
+    """A fault for each poisoned order, from before its first submit until the faults end."""
+    acts = []
+    for order in orders:
+        if order.poisoned:
+            name = f"poisoned {order.tag}"
+            fault = {"endpoint": "submit", "kind": "service_busy", "match": order.tag}
+            # Before any other fault: the simulator applies the first one that matches.
+            acts.append(Act(CALM - 0.1, "provider_fault", {**fault, "name": name}))
+            acts.append(Act(faults_end - 0.5, "provider_mends", {"name": name}))
+    return tuple(acts)
+
+
+def _partial_spells(dice: random.Random, length: float) -> tuple[Act, ...]:
+    """Partial faults, throttling and concurrency limits of the third stage."""
+    faults = [_busy(share) for share in REFUSED_SHARES]
+    faults += [_fault(fault, dice.choice(AMBIGUOUS_SHARES)) for fault in AMBIGUOUS]
+    acts = _spells_of(dice, length, faults)
+    acts += _throttling(dice, length) + _concurrency_limits(dice, length)
+    return tuple(acts)
+
+
+def _throttling(dice: random.Random, length: float) -> list[Act]:
+    """Each rate limit once, in its own third of the stage; with and without Retry-After."""
+    rates, answers = list(RATES), ["1", None, dice.choice(["1", None])]
+    dice.shuffle(rates)
+    dice.shuffle(answers)
+    third, acts = (length - 1) / 3, []
+    for place, (rate, retry_after) in enumerate(zip(rates, answers, strict=True)):
+        start = 0.5 + (place + dice.uniform(0.0, 0.1)) * third
+        end = start + dice.uniform(0.5, 0.85) * min(third, 15.0)
+        settings = {"rate_limit": rate, "rate_burst": RATE_BURST, "retry_after": retry_after}
+        acts.append(Act(round(start, 2), "provider_habit", {"settings": settings}))
+        acts.append(Act(round(end, 2), "provider_habit_ends", {"names": sorted(settings)}))
+    return acts
+
+
+def _concurrency_limits(dice: random.Random, length: float) -> list[Act]:
+    """A series of limits in each mode, in its own third of the stage."""
+    modes = list(CONCURRENCY_MODES)
+    dice.shuffle(modes)
+    third, acts = (length - 1) / 3, []
+    for place, mode in enumerate(modes):
+        at = 0.5 + (place + dice.uniform(0.0, 0.1)) * third
+        for limit in CONCURRENCY_LIMITS:
+            settings = {"max_concurrent": limit, "concurrency_mode": mode}
+            acts.append(Act(round(at, 2), "provider_habit", {"settings": settings}))
+            at += dice.uniform(0.15, 0.29) * min(third, 20.0)
+        names = ["concurrency_mode", "max_concurrent"]
+        acts.append(Act(round(at, 2), "provider_habit_ends", {"names": names}))
+    return acts
 
 
 def _strikes(rng: random.Random, length: float) -> list[Act]:

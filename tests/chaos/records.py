@@ -58,6 +58,8 @@ class Records:
     """The provider's log: time, endpoint, about, outcome."""
     faults: Mapping[str, Mapping[str, int]]
     """By endpoint and kind, as the provider counted them."""
+    outcomes: Mapping[str, Mapping[str, int]]
+    """By endpoint and code of the answer, as the provider counted them."""
     used_credits: Decimal
     key_leaks: int
     journal: Journal
@@ -152,6 +154,7 @@ def read(
         sim.uploads(),
         requests["log"],
         {name: count["faults"] for name, count in requests["endpoints"].items()},
+        {name: count["outcomes"] for name, count in requests["endpoints"].items()},
         Decimal(str(account["used"])),
         requests["key_leaks"],
         journal,

@@ -1,7 +1,8 @@
 """A chaos run from its plan to its report: `python -m tests.chaos.run --seed 7 -n 300`.
 
 Real workers and beats, PostgreSQL with its safety on, Valkey with its append-only file, the
-simulator. Faults for a while; then none, and everything must come to rest; then the checks.
+simulator. First a calm stage, then partial faults only, then every fault and strike; then none, and
+everything must come to rest; then the checks.
 """
 
 import argparse
@@ -362,13 +363,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=None, help="any, if not given")
     parser.add_argument("-n", type=int, default=300, help="generations (300)")
-    parser.add_argument("--seconds", type=float, default=None, help="how long faults last")
+    parser.add_argument("--seconds", type=float, default=None, help="length of the third stage")
     parser.add_argument("--json", type=Path, default=None, help="append the report to this file")
     parser.add_argument("--keep", type=Path, default=None, help="keep logs and data here")
     parser.add_argument("--plan", action="store_true", help="show the plan and do nothing")
     given = parser.parse_args(argv)
     seed = random.SystemRandom().randrange(10**6) if given.seed is None else given.seed
-    plan = draw(seed, given.n, faults_end=given.seconds)
+    plan = draw(seed, given.n, seconds=given.seconds)
     print(plan.summary(), flush=True)  # first of all, so that no death of the run hides the seed
     if given.plan:
         for act in plan.acts:

@@ -19,13 +19,26 @@ import requests
 import simulator
 from tests.chaos import database_faults
 from tests.chaos.broker_tap import BrokerTap
-from tests.chaos.plan import Act
+from tests.chaos.plan import Act, Stage
 from tests.chaos.processes import Fleet
 from tests.receiver import Receiver
 from worker.embedded_postgres import EmbeddedPostgres
 from worker.embedded_valkey import EmbeddedValkey
 
 ENOUGH_CREDITS = Decimal(10_000_000)
+NOT_STRIKES = frozenset(
+    {
+        "restart",
+        "DIED",
+        "habit",
+        "stage",
+        "operator",
+        "waits in silence",
+        "crash point set",
+        "producer",
+    }
+)
+"""Kinds of notes that record something else than a strike."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +142,10 @@ class Strikes:
         timer.daemon = True
         self._timers.append(timer)
         timer.start()
+
+    def stage(self, name: Stage) -> None:
+        """Record that a stage of the run begins; `tests.chaos.liveness` measures in them."""
+        self.journal.tell("stage", name)
 
     # --- the provider ---------------------------------------------------------------------------
 
@@ -331,4 +348,9 @@ _HABITS_OFF: dict[str, Any] = {
     "drift_insert": 0.0,
     "drift_delete": 0.0,
     "drift_update": 0.0,
+    "rate_limit": None,
+    "rate_burst": 10,
+    "retry_after": "1",
+    "max_concurrent": None,
+    "concurrency_mode": "created_with_id",
 }

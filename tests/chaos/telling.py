@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from tests.chaos import liveness
 from tests.chaos.invariants import Broken, double_uploads
 from tests.chaos.plan import Plan
 from tests.chaos.records import Records, Row, number_of
+from tests.chaos.strikes import NOT_STRIKES
 
 MOST_TIMELINES = 4
 
@@ -23,6 +25,8 @@ class Report:
     broken: dict[str, list[str]]
     faults: dict[str, int]
     """By `endpoint kind`, as the provider counted them."""
+    limited: dict[str, int]
+    """Answers that named the rate limit or the concurrency limit, by `endpoint code`."""
     strikes: dict[str, int]
     """What was done to processes, broker and database."""
     crash_points: dict[str, int]
@@ -40,6 +44,8 @@ class Report:
     seconds_to_rest: float | None
     """From the last fault to the last terminal row; None if they did not all end."""
     seconds: float
+    waits: str
+    """Waits of healthy generations under partial faults, and what is allowed."""
     traits: str = field(default="")
 
     @property
@@ -63,6 +69,7 @@ class Report:
             + ("every promise held" if self.held else "BROKEN"),
             f"  fleet           {self.traits}",
             f"  provider faults {sum(self.faults.values())}: {_listed(self.faults)}",
+            f"  limits          {sum(self.limited.values())}: {_listed(self.limited)}",
             f"  strikes         {sum(self.strikes.values())}: {_listed(self.strikes)}",
             f"  died at         {_listed(self.crash_points) or 'no crash point'}",
             f"  provider        {self.submits} submits received, {self.tasks} tasks made",
@@ -72,6 +79,7 @@ class Report:
             else f"  double uploads  {self.double_uploads}",
             f"  called back     {self.called_back} attempts",
             f"  operator        {self.operator} decisions",
+            f"  healthy waits   {self.waits}",
             f"  at rest         {rest} after the last fault",
         ]
         return "\n".join(lines)
@@ -79,11 +87,6 @@ class Report:
 
 def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
-
-
-NOT_STRIKES = frozenset(
-    {"restart", "DIED", "habit", "operator", "waits in silence", "crash point set", "producer"}
-)
 
 
 def report(
@@ -99,13 +102,19 @@ def report(
     counts = records.journal.counts()
     return Report(
         seed=plan.seed,
-        n=len(plan.orders),
+        n=plan.n,
         held=not wrong,
         broken={name: [f"{b.number}: {b.what}" for b in found] for name, found in wrong.items()},
         faults={
             f"{endpoint} {kind}": count
             for endpoint, kinds in records.faults.items()
             for kind, count in kinds.items()
+        },
+        limited={
+            f"{endpoint} {code}": count
+            for endpoint, codes in records.outcomes.items()
+            for code, count in codes.items()
+            if code in ("RATE_LIMIT_EXCEEDED", "CONCURRENCY_LIMIT_REACHED")
         },
         strikes={kind: count for kind, count in counts.items() if kind not in NOT_STRIKES},
         crash_points=dict(Counter(died_at)),
@@ -117,13 +126,14 @@ def report(
         operator=counts["operator"],
         seconds_to_rest=seconds_to_rest,
         seconds=seconds,
+        waits=liveness.measure(records).summary(),
         traits=plan.summary().splitlines()[0].partition("; ")[2],
     )
 
 
 def explain(plan: Plan, records: Records, wrong: Mapping[str, list[Broken]]) -> str:
     """What broke, and the whole timeline of the generations that it broke for."""
-    lines = [f"BROKEN with seed {plan.seed}: make chaos SEED={plan.seed} N={len(plan.orders)}"]
+    lines = [f"BROKEN with seed {plan.seed}: make chaos SEED={plan.seed} N={plan.n}"]
     lines.append(plan.summary())
     for name, found in wrong.items():
         lines += [f"{name}: <{b.number:04d}> {b.what}" for b in found[:12]]

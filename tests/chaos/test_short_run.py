@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import invariants
+from tests.chaos import invariants, liveness
 from tests.chaos.plan import draw
-from tests.chaos.records import Records
+from tests.chaos.records import Records, number_of
 from tests.chaos.run import Outcome, run
 from tests.chaos.strikes import Journal
 
@@ -24,7 +24,7 @@ SEED = int(os.environ.get("CHAOS_SEED", "1"))
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    plan = draw(SEED, 32, faults_end=15.0)
+    plan = draw(SEED, 32, seconds=15.0)
     print(plan.summary())  # noqa: T201
     # Less than the test's own time, so that a run that breaks tells its story.
     return run(plan, tmp_path_factory.mktemp("chaos"), patience=240.0)
@@ -104,6 +104,13 @@ def _foreign_notice(records: Records) -> Records:
     )
 
 
+def _never_submitted(records: Records) -> Records:
+    """Without the submits of the first generation that was judged under partial faults."""
+    number = liveness.measure(records).judged[0].number
+    submits = [one for one in records.submits if number_of(one["body"]) != number]
+    return replace(records, submits=submits)
+
+
 def _struck(records: Records, kind: str) -> Records:
     journal = Journal(list(records.journal.notes))
     journal.tell(kind)
@@ -159,6 +166,10 @@ CORRUPTIONS: dict[str, tuple[str, Callable[[Records], Records]]] = {
     ),
     "a forged callback": ("no_forgery_is_taken", lambda r: _struck(r, "FORGERY TAKEN")),
     "a video's token": ("nothing_leaks", _logged("GET http://cdn/x.mp4?token=0af3")),
+    "healthy work that is never submitted": (
+        "partial_faults_delay_no_healthy_work",
+        _never_submitted,
+    ),
     "a leak to storage": ("nothing_leaks", lambda r: replace(r, key_leaks=1)),
 }
 
