@@ -38,7 +38,7 @@ model: setup ## the submit protocol in every interleaving, wider bounds; random 
 chaos: setup ## the service broken on purpose: SEED=… N=300 [CHAOS="--json FILE"]
 	$(BIN)/python -m tests.chaos.run $(if $(SEED),--seed $(SEED)) -n $(or $(N),300) $(CHAOS)
 
-bench: $(BENCH_VENV)/.complete ## measure it beside what else one would use; 20 minutes [BENCH="--quick | --full | --out docs/benchmarks"]
+bench: $(BENCH_VENV)/.complete ## measure it beside what else one would use; 30 minutes [BENCH="--quick | --full | --out docs/benchmarks"]
 	$(BENCH_VENV)/bin/python -m benchmarks.run $(BENCH)
 
 # An environment of its own: the contenders are no part of the service.

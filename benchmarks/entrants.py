@@ -6,6 +6,7 @@ Each gets two processes, one for each core of a small machine; the script is one
 import dataclasses
 import json
 import sys
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from benchmarks.arena import Arena
 from models.database import make_engine
 from worker import migrate, stack
 from worker.supervisor import ProcessSpec
+
+_migrating = threading.Lock()
+"""Alembic keeps its context in module globals, so two threads cannot migrate at a time."""
 
 PROCESSES = 2
 THREADS = 32
@@ -93,7 +97,8 @@ class Service(Entrant):
     def prepare(self, here: Arena) -> None:
         engine = make_engine(here.database_url)
         try:
-            migrate.upgrade(engine)
+            with _migrating:
+                migrate.upgrade(engine)
         finally:
             engine.dispose()
 
@@ -139,14 +144,15 @@ class PlainCelery(_WithVideos):
     """Threads, as the work waits on the network."""
 
     name, title, program = "celery", "plain Celery", "plain_celery"
+    threads = THREADS
 
     @property
     def about(self) -> str:
-        return f"Celery {version('celery')}, {PROCESSES} workers of {THREADS} threads"
+        return f"Celery {version('celery')}, {PROCESSES} workers of {self.threads} threads"
 
     def processes(self, here: Arena, work: Work) -> Sequence[ProcessSpec]:
         argv = [sys.executable, "-m", "celery", "-A", f"benchmarks.contenders.{self.program}"]
-        argv += ["worker", "--pool", "threads", "--concurrency", str(THREADS), "-l", "error"]
+        argv += ["worker", "--pool", "threads", "--concurrency", str(self.threads), "-l", "error"]
         return [
             self.process(here, work, n, [*argv, "--hostname", f"celery{n}@%h"])
             for n in range(1, PROCESSES + 1)

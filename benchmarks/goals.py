@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.results import Results
+from benchmarks.trouble.bars import BARS, is_measured
 
 MANY = 10_000
 SEVERAL = 1_000
@@ -84,7 +85,14 @@ GOALS = (
 def table(results: Results) -> str:
     """The goals as a Markdown table."""
     lines = ["## Goals", "", "| measure | goal | measured | |", "|---|---|---|---|"]
-    return "\n".join([*lines, *(goal.told(results) for goal in GOALS)]) + "\n"
+    lines += [goal.told(results) for goal in GOALS]
+    lines += [
+        f"| in trouble: {bar.measure} | {bar.goal()} | {bar.shown(results, 'service')}"
+        f" | {bar.verdict(results)} |"
+        for bar in BARS
+        if bar.bound is not None and is_measured(results)
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _number(value: float) -> str:

@@ -36,11 +36,13 @@ class Plan:
     """Generations at the blow; 0: no blow."""
     killed_seconds: Seconds
     killed_within: float
+    trouble: int
+    """Rounds of the section "In trouble"; 0 leaves it out."""
 
 
 USUAL = Plan(
     form="usual",
-    minutes=19.5,
+    minutes=31,
     rounds=2,
     instant=1_000,
     idle=6,
@@ -54,9 +56,10 @@ USUAL = Plan(
     killed=200,
     killed_seconds=(10, 20),
     killed_within=140,
+    trouble=1,
 )
 
-FULL = dataclasses.replace(USUAL, form="full", minutes=75, rounds=3, alone=(1_000, 10_000))
+FULL = dataclasses.replace(USUAL, form="full", minutes=87, rounds=3, alone=(1_000, 10_000))
 
 QUICK = Plan(
     form="quick",
@@ -74,6 +77,7 @@ QUICK = Plan(
     killed=0,
     killed_seconds=(5, 10),
     killed_within=60,
+    trouble=0,
 )
 
 

@@ -27,29 +27,36 @@ AT_ONCE: Seconds = (0.0, 0.0)
 """What ends before anybody looks."""
 
 
-def requests(count: int, first: int, seconds: Seconds) -> list[dict[str, Any]]:
-    """Requests whose remote tasks take so long, always the same ones.
+def requests(
+    count: int, first: int, seconds: Seconds, *, directives: str = "", seed: int | None = None
+) -> list[dict[str, Any]]:
+    """Return requests whose remote tasks take `seconds`; equal arguments give equal requests.
 
-    Those that end at once are another kind of video: nobody shall learn from them how long the
-    rest take.
+    `directives`: further directives for the simulator, as `refuse=SERVICE_BUSY`. With a `seed` all
+    requests are equal. Tasks that end at once are another kind of video, so that no contender
+    predicts the duration of the others from them.
     """
     rng = random.Random(first)
+    if seed is not None:
+        return [
+            _request(first, rng.uniform(*seconds), seconds, directives) | {"seed": seed}
+        ] * count
     return [
-        {
-            "model": "seedance-2.0",
-            "content": [
-                {
-                    "type": "text",
-                    "text": f"take {n} of a cat [sim: seconds={rng.uniform(*seconds):.3f}]",
-                }
-            ],
-            "resolution": "480p" if seconds == AT_ONCE else "720p",
-            "ratio": "16:9",
-            "duration": 5,
-            "generate_audio": False,
-        }
-        for n in range(first, first + count)
+        _request(number, rng.uniform(*seconds), seconds, directives)
+        for number in range(first, first + count)
     ]
+
+
+def _request(number: int, takes: float, seconds: Seconds, directives: str) -> dict[str, Any]:
+    block = f"seconds={takes:.3f}" + (f", {directives}" if directives else "")
+    return {
+        "model": "seedance-2.0",
+        "content": [{"type": "text", "text": f"take {number} of a cat [sim: {block}]"}],
+        "resolution": "480p" if seconds == AT_ONCE else "720p",
+        "ratio": "16:9",
+        "duration": 5,
+        "generate_audio": False,
+    }
 
 
 class Producer:
@@ -57,14 +64,31 @@ class Producer:
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
-        self._next = 0
+        self.next_number = 0
+        """The number in the first prompt of the next batch."""
 
     def enqueue(
-        self, count: int, seconds: Seconds, *, single: bool = False
+        self,
+        count: int,
+        seconds: Seconds,
+        *,
+        single: bool = False,
+        directives: str = "",
+        seed: int | None = None,
     ) -> list[tuple[float, float]]:
-        """The times before and after each call, in seconds since 1970."""
-        order = {"count": count, "first": self._next, "seconds": seconds, "single": single}
-        self._next += count
+        """Enqueue requests, as `requests` has them.
+
+        Returns the times before and after each call, in seconds since 1970.
+        """
+        order = {
+            "count": count,
+            "first": self.next_number,
+            "seconds": seconds,
+            "single": single,
+            "directives": directives,
+            "seed": seed,
+        }
+        self.next_number += count
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(order) + "\n")
@@ -98,7 +122,13 @@ def _serve(program: str, options: Sequence[str]) -> None:
     contender = importlib.import_module(f"benchmarks.contenders.{program}")
     for line in sys.stdin:
         order = json.loads(line)
-        wanted = requests(order["count"], order["first"], tuple(order["seconds"]))
+        wanted = requests(
+            order["count"],
+            order["first"],
+            tuple(order["seconds"]),
+            directives=order.get("directives", ""),
+            seed=order.get("seed"),
+        )
         calls = []
         for part in [[one] for one in wanted] if order["single"] else [wanted]:
             before = time.time()

@@ -19,7 +19,7 @@ class Cell:
 
     contender: str
     kind: str
-    """`enqueue`, `instant`, `in_flight` or `kill`."""
+    """`enqueue`, `instant`, `in_flight`, `kill`, or `trouble:` and the name of a condition."""
     size: int
     """Generations."""
     round: int

@@ -4,7 +4,7 @@
 
 Prints tables of medians, with each figure's ratio to this service's, and what became of the goals;
 writes them with all figures (JSON) and charts (SVG) to FOLDER. Everything is over loopback. The
-usual form takes under 20 minutes; `--full` also sends the others with 10,000 in flight; `--quick`
+usual form takes half an hour; `--full` also sends the others with 10,000 in flight; `--quick`
 takes three minutes and only shows that all of it works.
 """
 
@@ -24,6 +24,8 @@ from benchmarks.arena import Host, host
 from benchmarks.cells import Figures, enqueueing, in_flight, instant, killing
 from benchmarks.entrants import ENTRANTS, VARIANTS, Entrant
 from benchmarks.results import Cell, Results, machine, rounded
+from benchmarks.trouble import runner
+from benchmarks.trouble.conditions import CONDITIONS, Condition
 from worker import stack
 
 OUT = Path("benchmark-results")
@@ -54,6 +56,27 @@ class Run:
                     sizes = tuple(sorted({*sizes, *self.plan.alone_for_service}))
                 for size in sizes:
                     self._alone(servers, entrant, size)
+            names = [entrant.name for entrant in self.entrants]
+            self.trouble(servers, CONDITIONS, names, self.plan.trouble)
+
+    def trouble(
+        self,
+        servers: Host,
+        conditions: Sequence[Condition],
+        contenders: Sequence[str],
+        rounds: int,
+        side_by_side: int = runner.SIDE_BY_SIDE,
+    ) -> None:
+        """Measure the section "In trouble"."""
+
+        def record(job: runner.Job, measure: Callable[[], Figures]) -> None:
+            condition = job.condition
+            self._cell(
+                job.contender, condition.kind, condition.generations, job.round, condition.needs,
+                measure,
+            )  # fmt: skip
+
+        runner.run(conditions, contenders, rounds, servers, record, side_by_side)
 
     def _round(self, servers: Host, number: int) -> None:
         p = self.plan
@@ -61,11 +84,11 @@ class Run:
         shift = (number - 1) % len(self.entrants)
         for entrant in (*self.entrants[shift:], *self.entrants[:shift]):
             self._cell(
-                entrant, "enqueue", p.bulk, number, 15,
+                entrant.name, "enqueue", p.bulk, number, 15,
                 lambda e=entrant: enqueueing.measure(e, servers, singles=p.singles, bulk=p.bulk),
             )  # fmt: skip
             self._cell(
-                entrant, "instant", p.instant, number, 25,
+                entrant.name, "instant", p.instant, number, 25,
                 lambda e=entrant: instant.measure(
                     e, servers, generations=p.instant, singles=p.idle
                 ),
@@ -97,7 +120,7 @@ class Run:
                 )  # fmt: skip
 
         try:
-            self._cell(entrant, "kill", p.killed, 1, p.killed_within, measure)
+            self._cell(entrant.name, "kill", p.killed, 1, p.killed_within, measure)
         finally:
             fallen.set()
 
@@ -110,19 +133,19 @@ class Run:
                     entrant, own, generations=p.beside, seconds=p.seconds, within=p.within
                 )
 
-        self._cell(entrant, "in_flight", p.beside, 1, p.seconds[1] + 30, measure)
+        self._cell(entrant.name, "in_flight", p.beside, 1, p.seconds[1] + 30, measure)
 
     def _alone(self, servers: Host, entrant: Entrant, size: int) -> None:
         p = self.plan
         self._cell(
-            entrant, "in_flight", size, 1, p.seconds[1] + 15 + size / 100,
+            entrant.name, "in_flight", size, 1, p.seconds[1] + 15 + size / 100,
             lambda: in_flight.measure(
                 entrant, servers, generations=size, seconds=p.seconds, within=p.within
             ),
         )  # fmt: skip
 
     def _cell(
-        self, entrant: Entrant, kind: str, size: int, number: int, needs: float,
+        self, contender: str, kind: str, size: int, number: int, needs: float,
         measure: Callable[[], Figures],
     ) -> None:  # fmt: skip
         passed = time.monotonic() - self._began
@@ -133,11 +156,11 @@ class Run:
             figures = self._tried(measure)
         with self._lock:
             self.results.cells.append(
-                Cell(entrant.name, kind, size, number, round(load, 1), rounded(figures))
+                Cell(contender, kind, size, number, round(load, 1), rounded(figures))
             )
             told = ", ".join(f"{name} {value}" for name, value in rounded(figures).items())
             now = time.monotonic() - self._began
-            print(f"[{now:5.0f} s] {kind} {size} {entrant.name}: {told}", file=sys.stderr)
+            print(f"[{now:5.0f} s] {kind} {size} {contender}: {told}", file=sys.stderr)
 
     def _tried(self, measure: Callable[[], Figures]) -> Figures:
         try:
@@ -145,7 +168,7 @@ class Run:
         except Exception as error:  # noqa: BLE001 - the others are measured all the same
             self.failed = True
             traceback.print_exc()
-            return {"note": f"failed: {type(error).__name__}: {error}"[:200]}
+            return {"note": " ".join(f"failed: {type(error).__name__}: {error}".split())[:200]}
 
 
 def _variants(entrants: Sequence[Entrant]) -> list[Entrant]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from benchmarks.charts import Series, bars, lines
 from benchmarks.entrants import TITLES
 from benchmarks.results import Results
+from benchmarks.trouble.bars import section as in_trouble
 
 _OURS = "service"
 
@@ -56,6 +57,7 @@ def tables(results: Results) -> str:
             for size in results.sizes("in_flight")
         ),
         _section(results, "kill -9 in the middle of submitting", "kill", _KILL, None),
+        in_trouble(results),
     ]
     return "\n".join(filter(None, parts)) + "\n"
 
