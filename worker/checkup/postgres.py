@@ -103,8 +103,9 @@ def _rows(conn: Connection, settings: Settings) -> list[Check]:
         )
     if not opened:
         checks.append(ok("breakers", "all closed"))
-    checks += [warn("flow", redact(str(limit)), _LIMITS[limit.name]) for limit in summary.limits]
-    if not summary.limits:
+    limits = [limit for limit in summary.limits if limit.name != "ramp"]  # over within seconds
+    checks += [warn("flow", redact(str(limit)), _LIMITS[limit.name]) for limit in limits]
+    if not limits:
         checks.append(ok("flow", "nothing but the settings limits submission"))
     checks += [_pause(pause) for pause in summary.pauses]
     if summary.attention:
@@ -204,7 +205,6 @@ _LIMITS = {
     "rate": "set SEEDANCE_RATE_LIMIT to what the provider allows, if this comes back",
     "concurrency": "set SEEDANCE_MAX_IN_FLIGHT to what the provider allows, if this comes back",
     "outage": "see the provider's status page; submission continues with the first success",
-    "ramp": "nothing: it is over within seconds",
     "failures": "see `seedance watch` for the errors; submission speeds up as they cease",
 }
 
