@@ -148,7 +148,7 @@ def test_a_task_that_fails_and_one_that_waits_tell_nothing_of_a_request(
     with service.bare_celery() as app:
         # No UUID: nothing that a row could have; a lease that is no number: the stage raises.
         app.send_task("seedance.generate", task_id="not-a-uuid", kwargs={"request": request})
-        app.send_task("seedance.submit", task_id="raises", args=[PROMPT, KEYLIKE])
+        app.send_task("seedance.poll", task_id="raises", args=[PROMPT, KEYLIKE])
         wait_for(lambda: flower.tasks().get("raises", {}).get("state") == "FAILURE", "it failed")
     failed = flower.tasks()["raises"]
     assert failed["args"] == "generation … lease …"

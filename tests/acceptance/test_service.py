@@ -7,11 +7,11 @@ import uuid
 
 import pytest
 import redis
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 import simulator
 from models.lifecycle import Status
-from models.tables import RejectedMessage, SubmitAttempt
+from models.tables import RejectedMessage
 from tests.acceptance.conftest import PATIENCE, Service, wait_for
 from worker import transport
 
@@ -33,26 +33,6 @@ def test_a_bare_celery_client_gets_its_generation_by_the_task_id(
     assert view.status is Status.COMPLETED
     assert (view.metadata, view.tenant, view.priority) == ({"order": 7}, "acme", 3)
     assert [task["task_id"] for task in sim.tasks()] == [view.remote_task_id]
-
-
-def test_a_worker_that_finds_the_provider_quick_submits_several_in_one_transaction(
-    service: Service, sim: simulator.Simulator
-):
-    service.ready(service.worker())
-    shared = select(SubmitAttempt.started_at).group_by(SubmitAttempt.started_at).having(
-        func.count() > 1
-    )  # fmt: skip
-    ids = []
-
-    def together() -> bool:
-        ids.extend(service.enqueue(f"cat {len(ids) + n}") for n in range(20))
-        service.ended(ids[-1])
-        with service.rt.engine.connect() as conn:
-            return conn.execute(shared.limit(1)).first() is not None
-
-    wait_for(together, "intents share a transaction", PATIENCE)
-    assert {service.ended(one).status for one in ids} == {Status.COMPLETED}
-    assert len(sim.submits()) == len(ids)
 
 
 def test_each_line_of_a_worker_says_which_generation_it_is_of(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import psycopg
 from sqlalchemy import make_url
 
-TABLES = ("generations", "submit_attempts", "uploads", "gates")
+TABLES = ("generations", "submit_attempts", "uploads", "breakers", "flow_control")
 
 _FUNCTION = """
 CREATE OR REPLACE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$

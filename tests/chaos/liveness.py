@@ -112,7 +112,7 @@ def _can_be_judged(
 def _stages(records: Records, name: str) -> list[tuple[float, float]]:
     """Return start and end of each stage of that name, in seconds since 1970."""
     notes = records.journal.of("stage")
-    ends = [note.at for note in notes[1:]] + [math.inf]
+    ends = [*(note.at for note in notes[1:]), math.inf][: len(notes)]
     return [(note.at, end) for note, end in zip(notes, ends, strict=True) if note.detail == name]
 
 

@@ -498,7 +498,7 @@ def _submit_faults(rng: random.Random) -> list[Act]:
 
 
 def _other_faults(rng: random.Random) -> list[Act]:
-    # What befalls every call closes gates, behind which nothing else could happen.
+    # Faults of every call open breakers, behind which nothing else could happen.
     return [_fault(f, 0.15 if f[0] == "*" else rng.choice([0.2, 0.5])) for f in OTHER]
 
 

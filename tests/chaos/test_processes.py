@@ -101,7 +101,8 @@ def test_without_a_beat_and_with_two(beats: int, make_arena: MakeArena):
     arena.ask_mixed(8)
     arena.sim.change_account(arena.sim.api_key, enabled=False)
     arena.ask_mixed(6)
-    wait_for(lambda: arena.sql("SELECT 1 FROM gates WHERE closed_at IS NOT NULL"), "a gate closes")
+    opened = "SELECT 1 FROM breakers WHERE opened_at IS NOT NULL"
+    wait_for(lambda: arena.sql(opened), "a breaker opens")
     arena.sim.change_account(arena.sim.api_key, enabled=True)
 
     arena.at_rest()
