@@ -191,7 +191,7 @@ def after_absence(
     Failures that the provider itself named are bounded in time, not in number: where half of all
     submits fail, five in a row are ordinary.
     """
-    exhausted = too_long or (counts and absent_before + 1 >= max_attempts)
+    exhausted = absent_before + 1 >= max_attempts if counts else too_long
     return taken_back(Event.EXHAUST if exhausted else Event.ABSENT, cancel_wished=cancel_wished)
 
 
@@ -222,7 +222,8 @@ def next_search(uncertain_for: float, *, settle_in: float, list_lag: float) -> f
     longer; then when the attempt has settled, which alone can show that there is none.
     """
     for after in (EARLY_SCAN, list_lag):
-        if uncertain_for < after:
+        # Not for a few milliseconds: the search that is due now comes that much too early.
+        if uncertain_for < after - 0.1:
             return min(after - uncertain_for, max(0.0, settle_in))
     return max(0.0, settle_in)
 

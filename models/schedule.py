@@ -19,6 +19,7 @@ from sqlalchemy import (
     Connection,
     Row,
     Select,
+    TextClause,
     bindparam,
     exists,
     func,
@@ -150,8 +151,9 @@ def release(conn: Connection, claims: Sequence[tuple[uuid.UUID, int]], *, second
 
 # A loose index scan finds the tenants, each then gives its first rows: the cost grows with
 # tenants and free slots, not with how much waits. Of a paused tenant nothing is read.
-_WAITING = text(
-    f"""
+def _waiting(first: str) -> TextClause:
+    return text(
+        f"""
     WITH RECURSIVE tenants AS (
         (SELECT tenant FROM generations WHERE status = 'accepted' ORDER BY tenant LIMIT 1)
         UNION ALL
@@ -167,24 +169,32 @@ _WAITING = text(
     FROM tenants t
     LEFT JOIN busy b USING (tenant)
     CROSS JOIN LATERAL (
-        SELECT w.id, w.fingerprint, w.priority, w.created_at, w.estimated_cost, w.needs_upload,
-               row_number() OVER (ORDER BY w.priority DESC, w.created_at) AS turn
+        SELECT w.id, w.fingerprint, w.priority, w.created_at, w.due_at, w.estimated_cost,
+               w.needs_upload,
+               row_number() OVER (ORDER BY w.priority DESC, w.{first}) AS turn
         FROM (
-            SELECT id, fingerprint, priority, created_at, estimated_cost,
+            SELECT id, fingerprint, priority, created_at, due_at, estimated_cost,
                    has_sources AND (content IS NULL OR content_until <= now()) AS needs_upload
             FROM generations g
             WHERE g.status = 'accepted' AND g.tenant = t.tenant AND g.due_at <= now()
               AND g.wait_reason IS DISTINCT FROM '{WaitReason.OPERATOR}'
               AND (CAST(:ceiling AS numeric) IS NULL OR g.estimated_cost <= :ceiling)
-            ORDER BY g.priority DESC, g.created_at
+            ORDER BY g.priority DESC, g.{first}
             LIMIT :free
         ) w
     ) c
     WHERE t.tenant IS NOT NULL AND NOT {paused_sql("t.tenant")}
-    ORDER BY c.priority DESC, coalesce(b.n, 0) + c.turn, c.created_at
+    ORDER BY c.priority DESC, coalesce(b.n, 0) + c.turn, c.{first}
     LIMIT :free
     """  # noqa: S608  (built from constants of this package)
-).bindparams(bindparam("ceiling"), bindparam("free"))
+    ).bindparams(bindparam("ceiling"), bindparam("free"))
+
+
+_WAITING = _waiting("created_at")
+
+_PROBES = _waiting("due_at")
+"""During an outage: the longest due first, so that one that is always refused is not each probe."""
+
 
 # Not who can't go for a reason of his tenant's alone, be it for a month.
 _AHEAD = text(
@@ -239,7 +249,8 @@ def admit(
     for _ in range(_ADMISSION_ROUNDS):
         if free <= 0:
             break
-        waiting = conn.execute(_WAITING, {"free": looking, "ceiling": ceiling}).all()
+        query = _WAITING if flow.outage_age is None else _PROBES
+        waiting = conn.execute(query, {"free": looking, "ceiling": ceiling}).all()
         chosen = _unblocked(conn, waiting)[:free]
         if waiting and open_purse is not None:
             purse = purse or open_purse(conn)
@@ -302,7 +313,7 @@ def _admitted(
     ]
 
 
-# What is uncertain holds no slot: most likely there is no task of it, and it waits for long.
+# Uncertain generations occupy no slot: most have no remote task, and settling is slow.
 _SLOTS_IN_USE = (
     f"SELECT count(*) FROM generations WHERE {LIVE_SQL} AND status <> '{Status.UNCERTAIN}'"  # noqa: S608
     " AND attention IS NULL"
@@ -358,13 +369,22 @@ def in_flight(conn: Connection) -> int:
 
 
 def next_due_in(conn: Connection, *, within: float = 3600.0, by_list: bool = False) -> float | None:
-    """Seconds until the next live generation is due; None with none due `within` so many.
+    """Return the seconds until the next live generation, or retry, is due; None: not `within`.
 
-    `by_list`: but for those that the task list is being read for, which may be all there are.
+    `by_list`: without the generations that the task list is being read for.
     """
     given = {"within": timedelta(seconds=within)}
-    seconds = conn.execute(_next_due(by_list), given).scalar_one()
-    return None if seconds is None else float(seconds)
+    seconds = [conn.execute(_next_due(by_list), given).scalar_one()]
+    seconds.append(conn.execute(_NEXT_RETRY, given).scalar_one())
+    return min((float(one) for one in seconds if one is not None), default=None)
+
+
+_NEXT_RETRY = select(func.extract("epoch", func.min(g.due_at) - func.now())).where(
+    text(f"status = '{Status.ACCEPTED}' AND wait_reason = '{WaitReason.RETRY}'"),
+    # Not those that are due already: what they wait for is a slot.
+    g.due_at > func.now(),
+    g.due_at <= in_given("within"),
+)
 
 
 @cache

@@ -56,7 +56,7 @@ _LOOK_AGAIN = 20
 """At most so many of them at a time."""
 
 HOLD_RECHECK = 1.0
-"""Seconds until a generation is admitted again that flow control held after its admission."""
+"""Retry delay, in seconds, of a generation that flow control blocked after its admission."""
 
 
 FORGOTTEN = timedelta(days=1)
@@ -449,7 +449,7 @@ class Refusals:
 
     count: int
     since: float | None
-    """Seconds since the first refused attempt was sent."""
+    """Seconds since the first one that the provider failed for now; holds don't count."""
 
 
 def refusals(conn: Connection, generation_id: uuid.UUID) -> Refusals:
@@ -457,7 +457,11 @@ def refusals(conn: Connection, generation_id: uuid.UUID) -> Refusals:
     row = conn.execute(
         select(
             func.count().label("number"),
-            func.extract("epoch", func.now() - func.min(a.started_at)).label("since"),
+            func.extract(
+                "epoch",
+                func.now()
+                - func.min(a.started_at).filter(a.outcome == "refused", a.provider_ok.is_(False)),
+            ).label("since"),
         ).where(
             a.generation_id == generation_id,
             a.outcome.in_(("refused", "not_sent")),

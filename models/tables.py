@@ -158,6 +158,12 @@ class Generation(Base):
             "created_at",
             postgresql_where=text("status = 'accepted'"),
         ),
+        # When the next retry after a refusal is due.
+        Index(
+            "ix_generations_retry",
+            "due_at",
+            postgresql_where=text("status = 'accepted' AND wait_reason = 'retry'"),
+        ),
         Index(
             "ix_generations_deadline",
             "deadline_at",

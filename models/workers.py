@@ -19,6 +19,7 @@ from sqlalchemy import (
     Connection,
     Identity,
     Text,
+    and_,
     delete,
     func,
     or_,
@@ -93,7 +94,7 @@ def heartbeat(conn: Connection, worker_id: int) -> bool:
 
 
 def deregister(conn: Connection, worker_id: int) -> None:
-    """Remove a worker that stops in an orderly way; what it still works on it finishes."""
+    """Remove a worker that stops in an orderly way; its tasks in progress are finished."""
     conn.execute(delete(_w).where(_w.c.id == worker_id))
 
 
@@ -110,7 +111,7 @@ class Dead:
 
 
 _GONE = or_(
-    # Whoever gets the lock knows that its owner's session has ended.
+    # The lock is free only after its owner's session has ended.
     _w.c.locked
     & func.pg_try_advisory_xact_lock(
         _LOCK_CLASS, text("((workers.id + 2147483648) % 4294967296 - 2147483648)::int")
@@ -144,7 +145,12 @@ def release_dead(conn: Connection, own_id: int | None) -> list[Dead]:
     )
     # A claim whose row another transaction holds is released the next time: the worker stays.
     left = select(g.claimed_by).where(
-        text(LIVE_SQL), g.claimed_by.in_(ids), g.due_at == g.leased_until, g.due_at > func.now()
+        text(LIVE_SQL),
+        g.claimed_by.in_(ids),
+        or_(
+            g.status == Status.SUBMITTING,
+            and_(g.due_at == g.leased_until, g.due_at > func.now()),
+        ),
     )
     conn.execute(delete(_w).where(_w.c.id.in_(ids), _w.c.id.not_in(left)))
     first, *others = dead
@@ -181,6 +187,7 @@ def _mark_uncertain(conn: Connection, ids: Sequence[int]) -> int:
         select(g.id, g.attempt)
         .where(g.status == Status.SUBMITTING, g.claimed_by.in_(ids))
         .order_by(*LOCK_ORDER)
+        .with_for_update(skip_locked=True)
     ).all()
     moved = [
         transitions.doubt(

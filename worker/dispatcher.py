@@ -118,32 +118,44 @@ class Dispatcher:
         """Work until stopped. Nothing that goes wrong ends it."""
         while not self._stop.is_set():
             try:
-                with _session(self._rt, self._name) as wait:
-                    self._loop(wait)
+                with _session(self._rt, self._name) as session:
+                    self._loop(session)
             except Exception as error:  # noqa: BLE001  (the schedule must outlive everything)
-                self._failures += 1
-                pause = schedule.backoff(self._failures, base=0.5, cap=10.0)
-                log.warning(
-                    "the dispatcher starts again in %.1f s: %s: %s",
-                    pause,
-                    type(error).__name__,
-                    str(error).split("\n")[0][:200],
-                )
-                self._beat()
-                self._stop.wait(pause)
+                self._rest(error)
 
-    def _loop(self, wait: Callable[[float], None]) -> None:
+    def _rest(self, error: Exception) -> None:
+        """Log what went wrong, and pause for longer each time."""
+        self._failures += 1
+        pause = schedule.backoff(self._failures, base=0.5, cap=10.0)
+        log.warning(
+            "the dispatcher starts again in %.1f s: %s: %s",
+            pause,
+            type(error).__name__,
+            str(error).split("\n")[0][:200],
+        )
+        self._beat()
+        self._stop.wait(pause)
+
+    def _loop(self, session: "_Session") -> None:
         while not self._stop.is_set():
             self._beat()
-            busy = self.tick()
-            self._show_heartbeat()
+            try:
+                busy = self.tick()
+                self._show_heartbeat()
+            except TakenForDeadError:
+                raise
+            except Exception as error:  # noqa: BLE001  (a broker that is away, say)
+                # With the session the worker would give up its registration, and its claims.
+                session.check()
+                self._rest(error)
+                continue
             self._failures = 0
             if self._stop.is_set():
                 break
             if busy:
                 self._stop.wait(FULL_PAUSE)
             else:
-                wait(self._pause())
+                session.wait(self._pause())
         if self._rt.membership.id is not None:
             with self._rt.engine.begin() as conn:
                 workers.deregister(conn, self._rt.membership.id)
@@ -388,7 +400,8 @@ class Dispatcher:
         single: list[list[Claim]] = []
         shared: dict[Stage, list[Claim]] = {Stage.RESOLVE: [], Stage.SUBMIT: []}
         for claim in claims:
-            # What workers seem to die of is alone: those beside it would die as often.
+            # A generation that workers seem to crash on has a message of its own, so that no other
+            # is delivered again with it.
             if claim.stage in shared and claim.tries < 2:
                 shared[claim.stage].append(claim)
             else:
@@ -406,46 +419,54 @@ def _in_parts(claims: Sequence[Claim], size: int) -> list[list[Claim]]:
     return [list(claims[i : i + size]) for i in range(0, len(claims), size)]
 
 
-@contextlib.contextmanager
-def _session(rt: Runtime, name: str) -> Iterator[Callable[[float], None]]:
-    """Register this worker, in a session that lives as long as it works.
+class _Session:
+    """The database session that registers this worker and is notified of new work."""
 
-    Yields a function that waits up to a number of seconds, less if something is enqueued.
-    """
+    def __init__(self, conn: "psycopg.Connection[Any]") -> None:
+        self._conn = conn
+
+    def wait(self, seconds: float) -> None:
+        """Wait that long, or less if something is enqueued."""
+        for _ in self._conn.notifies(timeout=seconds, stop_after=1):
+            pass
+
+    def check(self) -> None:
+        """Raise psycopg.Error if the session has ended."""
+        self._conn.execute("SELECT 1")
+
+
+@contextlib.contextmanager
+def _session(rt: Runtime, name: str) -> Iterator[_Session]:
+    """Register this worker, in a session that lives as long as it works."""
     url = rt.settings.database_url
     with psycopg.connect(
         direct_dsn(url),
         autocommit=True,
         connect_timeout=5,
         application_name="seedance-dispatcher",
-        **_NOTICES_LOSS,
+        **_CLIENT_KEEPALIVES,
     ) as conn:
-        for setting in _SERVER_NOTICES_LOSS:
+        for setting in _SERVER_KEEPALIVES:
             conn.execute(setting)
         conn.execute(f"LISTEN {schedule.CHANNEL}")
         rt.membership.id = workers.register(conn, name, locked=not pooled(url))
-
-        def wait(seconds: float) -> None:
-            for _ in conn.notifies(timeout=seconds, stop_after=1):
-                pass
-
         try:
-            yield wait
+            yield _Session(conn)
         finally:
             rt.membership.id = None
 
 
-_NOTICES_LOSS: dict[str, Any] = {
+_CLIENT_KEEPALIVES: dict[str, Any] = {
     "keepalives_idle": 5,
     "keepalives_interval": 2,
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
-"""With these this side notices within some ten seconds that the server's host is gone."""
+"""Detect a lost server within about ten seconds."""
 
-_SERVER_NOTICES_LOSS = (
+_SERVER_KEEPALIVES = (
     "SET tcp_keepalives_idle = 5",
     "SET tcp_keepalives_interval = 2",
     "SET tcp_keepalives_count = 3",
 )
-"""And with these the server notices that this host is gone, and releases the worker's lock."""
+"""Detect a lost worker host on the server's side, which releases the worker's lock."""

@@ -59,8 +59,13 @@ def is_throttling(error: ApiError) -> bool:
     """Return whether the provider asks for fewer requests, of whatever kind."""
     if error.endpoint == "storage":
         return False  # another host, with limits of its own
+    return is_rate_limit(error) or error.retry_after is not None
+
+
+def is_rate_limit(error: ApiError) -> bool:
+    """Return whether the provider refused the request for the number of requests."""
     bare_429 = error.http_status == 429 and not error.code
-    return error.code == "RATE_LIMIT_EXCEEDED" or bare_429 or error.retry_after is not None
+    return error.code == "RATE_LIMIT_EXCEEDED" or bare_429
 
 
 def throttled(engine: Engine, monitor: FlowMonitor, error: ApiError, *, measured: float) -> Wait:
@@ -69,7 +74,8 @@ def throttled(engine: Engine, monitor: FlowMonitor, error: ApiError, *, measured
         before = state.read(conn)
         fresh = evidence.throttled(
             conn,
-            measured=measured,
+            # A busy service may ask to wait; only 429 says that there were too many requests.
+            measured=measured if is_rate_limit(error) else None,
             retry_after=error.retry_after,
             reason=error.code or str(error)[:200],
         )

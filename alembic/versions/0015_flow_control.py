@@ -86,6 +86,12 @@ def upgrade() -> None:
     )
     op.add_column("generations", _time("leased_until"))
     op.add_column("generations", sa.Column("claimed_by", sa.BigInteger()))
+    op.create_index(
+        "ix_generations_retry",
+        "generations",
+        ["due_at"],
+        postgresql_where=sa.text("status = 'accepted' AND wait_reason = 'retry'"),
+    )
     op.add_column("submit_attempts", _time("answered_at"))
     op.add_column("submit_attempts", sa.Column("provider_ok", sa.Boolean()))
     op.create_index(
@@ -94,7 +100,7 @@ def upgrade() -> None:
         ["answered_at", "provider_ok"],
         postgresql_where=sa.text("provider_ok IS NOT NULL"),
     )
-    # The latest attempts are read in their order, which a BRIN index has not.
+    # The latest attempts are read in their order, which a BRIN index cannot return.
     op.drop_index("ix_submit_attempts_started", table_name="submit_attempts")
     op.create_index("ix_submit_attempts_started", "submit_attempts", ["started_at"])
     op.execute("DELETE FROM pulses WHERE name = 'dispatcher'")
@@ -140,6 +146,7 @@ def downgrade() -> None:
     op.drop_index("ix_submit_attempts_answered", table_name="submit_attempts")
     op.drop_column("submit_attempts", "provider_ok")
     op.drop_column("submit_attempts", "answered_at")
+    op.drop_index("ix_generations_retry", table_name="generations")
     op.drop_column("generations", "claimed_by")
     op.drop_column("generations", "leased_until")
     op.drop_table("workers")

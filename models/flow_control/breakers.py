@@ -1,4 +1,4 @@
-"""Circuit breakers: two facts about an account, while which nothing is submitted and nothing fails.
+"""Circuit breakers of an account. While one is open, nothing is submitted and nothing fails.
 
 `api_key` opens on INVALID_API_KEY and `credit` on INSUFFICIENT_CREDIT; a probe of the balance
 closes them.
@@ -27,7 +27,7 @@ SLOWEST_PROBES = 10.0
 """A breaker that stays open is probed less and less often, down to one in this many intervals."""
 
 MAX_STAYS_OPEN = 300.0
-"""Seconds that a breaker which opens again and again stays open at least, at most."""
+"""Upper bound, in seconds, for the minimum open time of a breaker that trips repeatedly."""
 
 
 class BreakerName(StrEnum):

@@ -4,6 +4,8 @@ Each function locks the account's row last, after any generation, so that two ca
 """
 
 import uuid
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import Connection, func, or_, select, text, update
@@ -47,20 +49,20 @@ def _locked(conn: Connection, account: str) -> FlowState:
 def throttled(
     conn: Connection,
     *,
-    measured: float,
+    measured: float | None,
     retry_after: float | None,
     reason: str,
     account: str = DEFAULT_ACCOUNT,
 ) -> FlowState:
     """Lower the request rate and stop all requests until Retry-After has passed.
 
-    `measured`: requests per second of the whole fleet when the provider refused. Returns the new
-    state.
+    `measured`: requests per second of the whole fleet when the provider refused; None if the answer
+    asks for a pause and says nothing of the rate. Returns the new state.
     """
     state = _locked(conn, account)
     pause = PAUSE if retry_after is None else min(retry_after, MAX_RETRY_AFTER)
     values: dict[str, Any] = {"resume_at": func.greatest(f.resume_at, in_seconds(pause))}
-    lowered = rules.lower_rate(measured, state.rate)
+    lowered = None if measured is None else rules.lower_rate(measured, state.rate)
     if lowered is not None:
         values |= {
             "rate": lowered.lowered_to,
@@ -130,15 +132,15 @@ def failed(conn: Connection, *, reason: str, account: str = DEFAULT_ACCOUNT) -> 
         )
     )
     latest = conn.execute(
-        select(a.provider_ok)
+        select(a.generation_id, a.provider_ok)
         .where(
             a.started_at > in_seconds(-rules.OUTAGE_SPAN),
             or_(a.answered_at.is_(None), a.provider_ok.is_not(None)),
         )
         .order_by(a.started_at.desc())
         .limit(rules.OUTAGE_SAMPLE + _IN_PROGRESS)
-    ).scalars()
-    if not rules.is_outage(latest.all()):
+    ).all()
+    if not rules.is_outage(_without_repetitions((row[0], row[1]) for row in latest)):
         return False
     began = conn.execute(
         update(_table)
@@ -151,6 +153,18 @@ def failed(conn: Connection, *, reason: str, account: str = DEFAULT_ACCOUNT) -> 
         )
     )
     return began.rowcount == 1
+
+
+def _without_repetitions(latest: Iterable[tuple[uuid.UUID, bool | None]]) -> list[bool | None]:
+    """Return the outcomes without failures of a generation beyond `rules.OUTAGE_SHARE`."""
+    failures = Counter[uuid.UUID]()
+    kept: list[bool | None] = []
+    for generation_id, ok in latest:
+        if ok is False:
+            failures[generation_id] += 1
+        if ok is not False or failures[generation_id] <= rules.OUTAGE_SHARE:
+            kept.append(ok)
+    return kept
 
 
 def take_probe(conn: Connection, state: FlowState, *, account: str = DEFAULT_ACCOUNT) -> bool:
@@ -178,6 +192,8 @@ _USE = text(
     """
     SELECT (SELECT count(*) FROM generations
             WHERE status IN ('uploading', 'submitting', 'running') AND attention IS NULL) AS in_use,
+           (SELECT count(*) FROM generations
+            WHERE status = 'running' AND attention IS NULL) AS running,
            (SELECT count(*) FROM submit_attempts
             WHERE provider_ok AND answered_at > now() - make_interval(secs => :span)) AS submitted
     """
@@ -224,6 +240,8 @@ def _grow(conn: Connection, account: str, limit: ConcurrencyLimit, max_in_flight
         conn.execute(update(_table).where(f.account == account).values(forgotten))
         return
     use = conn.execute(_USE, {"span": _RATE_SPAN}).one()
-    grown = limit.grow(in_use=use.in_use, per_second=use.submitted / _RATE_SPAN)
+    # Beyond the refused number, what was raised must be running before it is raised again.
+    in_use = use.running if limit.value >= limit.refused else use.in_use
+    grown = limit.grow(in_use=in_use, per_second=use.submitted / _RATE_SPAN)
     if grown is not None:
         _store_limit(conn, account, grown)

@@ -139,6 +139,9 @@ OUTAGE_SAMPLE = 12
 """Failed submits in a row that make an outage. Random failures of one half do so once in
 4,096 submits, which costs a second."""
 
+OUTAGE_SHARE = 2
+"""Failed submits of one generation that count: one that is always refused is no outage."""
+
 OUTAGE_SPAN = 120.0
 """Seconds within which these failures must have come."""
 
@@ -199,7 +202,7 @@ def ramp_allowance(*, succeeded: int, in_progress: int) -> int | None:
 
 # --- one generation ----------------------------------------------------------------------------
 
-RETRY_BASE, RETRY_GROWTH, MAX_RETRY = 0.5, 1.3, 30.0
+RETRY_BASE, RETRY_GROWTH, MAX_RETRY = 0.3, 1.3, 30.0
 
 
 def retry_delay(refusals: int, rng: random.Random | None = None) -> float:

@@ -116,6 +116,9 @@ _EVIDENCE = text(
             WHERE {LIVE_SQL} AND attention IS NULL AND (status = 'submitting'
                 OR status = 'uploading' AND NOT (has_sources
                     AND (content IS NULL OR content_until <= now())))) AS in_progress,
+           (SELECT count(*) FROM generations
+            WHERE {LIVE_SQL} AND attention IS NULL AND status = 'uploading' AND NOT (has_sources
+                AND (content IS NULL OR content_until <= now()))) AS ready,
            count(*) FILTER (WHERE answered_at > now() - make_interval(secs => :window)) AS answered,
            count(*) FILTER (WHERE provider_ok
                 AND answered_at > now() - make_interval(secs => :window)) AS succeeded,
@@ -159,5 +162,6 @@ def allowance(conn: Connection, state: FlowState) -> Allowance | None:
     limits += [] if count is None else [Allowance(count, "failures")]
     if state.rate is not None:
         ahead = max(1, round(state.rate.now * _AHEAD))
-        limits.append(Allowance(max(0, ahead - found.in_progress), "rate"))
+        # What is sent already has had its turn, however long the provider takes to answer.
+        limits.append(Allowance(max(0, ahead - found.ready), "rate"))
     return min(limits, key=lambda limit: limit.count, default=None)

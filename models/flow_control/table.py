@@ -61,7 +61,7 @@ class Breaker(Base):
     reason: Mapped[str | None] = mapped_column(Text)
     probe_at: Mapped[Instant | None]
     refused_estimate: Mapped[Credits | None]
-    # How often it opened lately; what it stays open for grows with it.
+    # Number of recent trips; the minimum open time grows with it.
     trips: Mapped[int] = mapped_column(server_default="0")
     closed_at: Mapped[Instant | None]
 

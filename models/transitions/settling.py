@@ -50,7 +50,11 @@ def absent(
         select(
             func.count().filter(~mine, a.outcome == "absent", lost),
             func.count().filter(mine, lost),
-            func.extract("epoch", func.now() - func.min(a.started_at)),
+            func.extract(
+                "epoch",
+                func.now()
+                - func.min(a.started_at).filter(a.code.is_not(None), a.provider_ok.is_(False)),
+            ),
         ).where(a.generation_id == generation_id)
     ).one()
     event = after_absence(
@@ -71,8 +75,7 @@ def absent(
             values: dict[str, Any] = {
                 "lease": g.lease + 1,
                 "error_code": "SUBMIT_ATTEMPTS_EXHAUSTED",
-                "error_message": f"{attempt} attempts in {float(since or 0):.0f} s, and the"
-                " provider made no task of any",
+                "error_message": f"{attempt} attempts, and the provider made no task of any",
             }
             moved = one(move(conn, event, *guards, values=values, detail=detail))
         case _:

@@ -248,7 +248,7 @@ def test_endless_submit_failures_are_bounded_in_time_and_not_in_number(lab):
     view = lab.get(generation_id)
     assert view.status is F
     assert view.error_code == "SUBMIT_ATTEMPTS_EXHAUSTED"
-    assert "4 attempts in 72" in (view.error_message or "")
+    assert "4 attempts" in (view.error_message or "")
     assert lab.posts == 4
     assert len({attempt.seed for attempt in lab.attempts(generation_id)}) == 4
 

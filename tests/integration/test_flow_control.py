@@ -111,6 +111,49 @@ def outage(conn: Connection) -> None:
     assert fail(conn, rules.OUTAGE_SAMPLE)[-1]
 
 
+def test_one_generation_that_is_always_refused_is_no_outage(conn):
+    generation_id = submitting(conn)
+    for number in range(2, 40):
+        transitions.declined(
+            conn,
+            generation_id,
+            number - 1,
+            code="SERVICE_BUSY",
+            wait=retry("SERVICE_BUSY"),
+            seconds=0.0,
+            provider_ok=False,
+        )
+        assert not evidence.failed(conn, reason="SERVICE_BUSY")
+        conn.execute(
+            text("UPDATE generations SET status = 'submitting', attempt = :n WHERE id = :id"),
+            {"n": number, "id": generation_id},
+        )
+        conn.execute(
+            text(
+                "INSERT INTO submit_attempts (generation_id, number, seed, seed_drawn, fingerprint,"
+                " started_at, settle_at) SELECT :id, :n, :n, false, 'x', clock_timestamp(), now()"
+            ),
+            {"n": number, "id": generation_id},
+        )
+    assert state(conn).outage_age is None
+
+
+def test_probes_of_an_outage_take_turns(conn):
+    first, second = (rows.make(conn, Status.ACCEPTED) for _ in range(2))
+    outage(conn)
+    earlier(conn, rules.MIN_PROBE)
+    # The one that was accepted first was the last probe: it is due again, after the other.
+    for generation_id, age, due in ((first, 90, 1), (second, 60, 9)):
+        conn.execute(
+            text(
+                "UPDATE generations SET created_at = now() - make_interval(secs => :age),"
+                " due_at = now() - make_interval(secs => :due) WHERE id = :id"
+            ),
+            {"id": generation_id, "age": age, "due": due},
+        )
+    assert [claim.id for claim in admit(conn)] == [second]
+
+
 @pytest.fixture
 def shared(engine: Engine) -> Iterator[Engine]:
     """A database whose changes are committed, and deleted at the end."""
@@ -191,7 +234,8 @@ def test_after_the_pause_generations_are_admitted_ahead_by_the_rate(conn):
     assert ahead in {14, 15}
     assert flow_state.allowance(conn, found) == Allowance(ahead, "rate")
     for _ in range(4):
-        submitting(conn)
+        submitting(conn)  # it has had its turn
+        rows.make(conn, Status.UPLOADING)
     assert flow_state.allowance(conn, found) == Allowance(ahead - 4, "rate")
 
 

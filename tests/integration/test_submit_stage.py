@@ -646,7 +646,7 @@ def test_the_retry_delay_grows_with_each_refusal_and_is_capped(lab, monkeypatch)
     for _ in range(3):
         lab.send_again(generation_id)
         delays.append(delay(lab, generation_id))
-    assert delays == pytest.approx([0.5 * rules.RETRY_GROWTH**n for n in range(4)])
+    assert delays == pytest.approx([rules.RETRY_BASE * rules.RETRY_GROWTH**n for n in range(4)])
     lab.sql(
         "INSERT INTO submit_attempts (generation_id, number, seed, seed_drawn, fingerprint,"
         " settle_at, outcome, code) SELECT :id, n, n, true, '-', now(), 'refused', 'SERVICE_BUSY'"
@@ -1057,3 +1057,31 @@ def losing_commits(database_url):
         close(*sockets)
         for end in sockets:
             end.close()
+
+
+def test_time_without_credits_does_not_count_towards_retry_for(lab):
+    lab.rt = lab.make_runtime(retry_for=3600.0)
+    lab.sim.fault("submit", "error", code="INSUFFICIENT_CREDIT", times=1)
+    generation_id = lab.send()
+    assert lab.get(generation_id).wait_reason is WaitReason.BREAKER
+    lab.sql("UPDATE submit_attempts SET started_at = started_at - interval '2 d'")
+    lab.sql("DELETE FROM breakers")
+    lab.sim.fault("submit", "service_busy", times=1)
+    lab.send_again(generation_id)
+    view = lab.get(generation_id)
+    assert (view.status, view.wait_reason) == (Status.ACCEPTED, WaitReason.RETRY)
+    assert lab.send_again(generation_id).status is Status.RUNNING
+    lab.end_tasks()
+
+
+def test_one_lost_answer_long_after_the_first_attempt_is_submitted_again(lab):
+    lab.rt = lab.make_runtime(retry_for=3600.0)
+    lab.sim.fault("submit", "service_busy", times=1)
+    generation_id = lab.send()
+    lab.sql("UPDATE submit_attempts SET started_at = started_at - interval '2 d'")
+    lab.sim.fault("submit", "drop_before", times=1)
+    assert lab.send_again(generation_id).status is Status.UNCERTAIN
+    lab.resolve(generation_id)
+    assert lab.get(generation_id).status is Status.ACCEPTED
+    assert lab.send_again(generation_id).status is Status.RUNNING
+    lab.end_tasks()

@@ -537,3 +537,26 @@ def test_dispatcher_releases_the_claims_of_a_dead_worker(make_runtime, sim, capl
 
 def _token(lab, generation_id: uuid.UUID) -> int:
     return int(lab.value("SELECT lease FROM generations WHERE id = :id", id=generation_id))
+
+
+def test_row_that_another_transaction_holds_does_not_delay_the_release_of_the_others(engine, start):
+    """It is released once it is free: the dead worker stays registered until then."""
+    dead = start("host:1")
+    held = claimed(engine, Status.SUBMITTING, dead)
+    other = claimed(engine, Status.RUNNING, dead)
+    dead.close()
+    with engine.begin() as producer:
+        producer.execute(text("SELECT id FROM generations WHERE id = :id FOR UPDATE"), {"id": held})
+        with engine.begin() as conn:
+            conn.execute(text("SET LOCAL lock_timeout = '1s'"))
+            assert workers.release_dead(conn, None)
+        with engine.connect() as conn:
+            due = "SELECT due_at <= now() FROM generations WHERE id = :id"
+            assert conn.execute(text(due), {"id": other}).scalar_one()
+    with engine.begin() as conn:
+        assert workers.release_dead(conn, None)
+        assert workers.release_dead(conn, None) == []
+        status = conn.execute(
+            text("SELECT status FROM generations WHERE id = :id"), {"id": held}
+        ).scalar_one()
+    assert status == Status.UNCERTAIN

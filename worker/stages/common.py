@@ -240,7 +240,7 @@ def surely(engine: Engine, write: Callable[[Connection], T], *, within: float) -
 
 
 def report(rt: Runtime, error: ApiError) -> Wait | None:
-    """Tell flow control of an answer to a request that is no submit.
+    """Report the answer to a request other than a submit to flow control.
 
     A rejected key or missing credits open a breaker; throttling slows every request of the fleet.
     Returns what work waits for; None if the answer says nothing about the account.

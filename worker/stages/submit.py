@@ -39,7 +39,9 @@ MAX_TURN = 5.0
 """Seconds that a thread waits for its turn under the request rate."""
 
 _LONE_REFUSALS = 2
-"""Refusals from which on the Retry-After of a busy answer delays that generation alone."""
+_LONE_RATE_REFUSALS = 5
+"""Refusals of one generation after which a busy answer with Retry-After, or RATE_LIMIT_EXCEEDED,
+delays that generation alone."""
 
 
 class TooLateError(Exception):
@@ -65,11 +67,21 @@ def run(rt: Runtime, claims: Sequence[tuple[uuid.UUID, int]]) -> None:
     left = [row for row in rows if row.status == Status.UPLOADING]
     while left:
         began = time.monotonic()
-        submit(rt, left.pop(0))
-        if left and time.monotonic() - began > SLOW_POST:
-            with rt.engine.begin() as conn:
-                schedule.release(conn, [(row.id, row.lease) for row in left], seconds=0.0)
+        try:
+            submit(rt, left.pop(0))
+        except Exception:
+            _give_back(rt, left)
+            raise
+        if time.monotonic() - began > SLOW_POST:
+            _give_back(rt, left)
             return
+
+
+def _give_back(rt: Runtime, rows: Sequence[common.Row]) -> None:
+    """Release the claims of generations that were not begun to be submitted."""
+    if rows:
+        with rt.engine.begin() as conn:
+            schedule.release(conn, [(row.id, row.lease) for row in rows], seconds=0.0)
 
 
 def submit(rt: Runtime, row: common.Row) -> None:
@@ -224,13 +236,13 @@ class _Post:
         self._answered(conn)
 
     def _answered(self, conn: Connection) -> None:
-        """Note that the provider is well."""
+        """Record that the provider answers: an outage is over."""
         if self._outage and evidence.recovered(conn):
             schedule.wake(conn)
             log.warning("the outage of the provider is over; submission is ramped up")
 
     def _failed(self, conn: Connection, reason: str) -> None:
-        """Note that the provider is not well, once the attempt is closed."""
+        """Record a failure of the provider, once the attempt is closed."""
         if evidence.failed(conn, reason=reason):
             log.warning("the provider fails every submit (%s): one probe at a time", reason)
 
@@ -274,14 +286,14 @@ class _Post:
         callbacks.catch_up(conn, [(intent.generation_id, intent.attempt)])
 
     def _refused(self, error: ApiError) -> None:
-        # A refusal that names a task is none: the task may exist.
+        # A refusal with a task id is ambiguous: the task may exist.
         match Disposition.AMBIGUOUS if error.task_id else error.disposition:
             case Disposition.PERMANENT:
                 log.info("generation %s is refused: %s", self._intent.generation_id, error.code)
                 self._record(lambda conn: self._refused_for_good(conn, error))
             case Disposition.RETRY:
-                self._throttle(error)
                 self._record(lambda conn: self._declined(conn, error))
+                self._throttle(error)
             case Disposition.HOLD:
                 self._hold(error)
             case Disposition.AMBIGUOUS:
@@ -291,19 +303,18 @@ class _Post:
                     self._intent.attempt,
                     error,
                 )
-                self._throttle(error)
                 self._record(lambda conn: self._ambiguous(conn, error))
+                self._throttle(error)
 
     def _throttle(self, error: ApiError) -> None:
         """Slow the fleet down where the provider asks for that."""
         rt = self._rt
         if error.code == TOO_MANY or not flow.is_throttling(error):
             return
-        if error.code != "RATE_LIMIT_EXCEEDED":
-            with rt.engine.connect() as conn:
-                refusals = submission.refusals(conn, self._intent.generation_id)
-            if refusals.count >= _LONE_REFUSALS:
-                return  # it is refused again and again: others must not wait for it
+        with rt.engine.connect() as conn:
+            refusals = submission.refusals(conn, self._intent.generation_id)
+        if refusals.count > (_LONE_RATE_REFUSALS if flow.is_rate_limit(error) else _LONE_REFUSALS):
+            return  # it is refused again and again: others must not wait for it
         flow.throttled(rt.engine, rt.flow, error, measured=rt.limiter.measured())
 
     def _refused_for_good(self, conn: Connection, error: ApiError) -> None:
@@ -343,14 +354,21 @@ class _Post:
                 seconds=max(retry_delay(refusals.count + 1), error.retry_after or 0.0),
                 provider_ok=None if throttled else False,
             )
-        if not throttled:
+        if throttled:
+            self._answered(conn)
+        else:
             self._failed(conn, error.code)
 
     def _hold(self, error: ApiError) -> None:
         rt, intent = self._rt, self._intent
-        wait = flow.trip(
-            rt.engine, error, probe_every=rt.settings.probe_every, estimate=intent.estimate
-        )
+        wait = None
+        try:
+            wait = flow.trip(
+                rt.engine, error, probe_every=rt.settings.probe_every, estimate=intent.estimate
+            )
+        except SQLAlchemyError as failure:
+            # The next refusal opens the breaker; this answer must not be lost for it.
+            log.warning("the breaker can't be opened: %s", type(failure).__name__)
         self._record(
             lambda conn: transitions.declined(
                 conn,
@@ -370,5 +388,6 @@ class _Post:
         if error.code == TOO_MANY:
             limit = evidence.concurrency_refused(conn, intent.generation_id, intent.attempt)
             log.info("the provider has too many tasks: at most %d at work from now on", limit)
+            self._answered(conn)
         if unwell:
             self._failed(conn, error.code or str(error)[:200])

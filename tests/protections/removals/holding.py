@@ -189,8 +189,8 @@ PROTECTIONS = (
         (
             Edit(
                 SUBMIT,
-                "            if refusals.count >= _LONE_REFUSALS:\n",
-                "            if refusals.count >= 10**6:\n",
+                "        if refusals.count > (_LONE_RATE_REFUSALS if",
+                "        if refusals.count > 10**6 + (_LONE_RATE_REFUSALS if",
             ),
         ),
         (f"{STAGE}::test_retry_after_for_a_generation_that_was_refused_twice_delays_it_alone",),

@@ -409,8 +409,8 @@ PROTECTIONS = (
         (
             Edit(
                 "models/decisions.py",
-                "    exhausted = too_long or (counts",
-                "    exhausted = (counts",
+                "max_attempts if counts else too_long\n",
+                "max_attempts if counts else False\n",
             ),
         ),
         (f"{ANSWERS}::test_endless_submit_failures_are_bounded_in_time_and_not_in_number",),

@@ -253,8 +253,13 @@ PROTECTIONS = (
         (
             Edit(
                 "worker/dispatcher.py",
-                "                self._beat()\n                self._stop.wait(pause)\n",
-                "                self._beat()\n                return\n",
+                "                session.check()\n                self._rest(error)\n",
+                "                session.check()\n                return\n",
+            ),
+            Edit(
+                "worker/dispatcher.py",
+                "outlive everything)\n                self._rest(error)\n",
+                "outlive everything)\n                return\n",
             ),
         ),
         (
@@ -357,8 +362,8 @@ PROTECTIONS = (
         (
             Edit(
                 SCHEDULE,
-                "ORDER BY c.priority DESC, coalesce(b.n, 0) + c.turn, c.created_at",
-                "ORDER BY c.priority DESC, c.created_at",
+                "ORDER BY c.priority DESC, coalesce(b.n, 0) + c.turn, c.{first}",
+                "ORDER BY c.priority DESC, c.{first}",
             ),
         ),
         (
