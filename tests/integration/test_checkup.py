@@ -126,7 +126,6 @@ def test_calm_account_has_no_limits(rt: Runtime) -> None:
     ("name", "state", "said"),
     [
         ("outage", OUTAGE, r"outage for 10\d s \(SERVICE_BUSY\): one probe every 1\d s"),
-        ("ramp", RAMP, "ramp-up: submits in progress double"),
         (
             "concurrency",
             CONCURRENCY,
@@ -152,6 +151,15 @@ def test_each_limit_is_named_with_reason_and_remedy(
         [limit] = reads.summary(conn).limits
     assert limit.name == name
     assert re.search(said, str(limit))
+
+
+def test_ramp_of_a_new_account_is_no_warning(rt: Runtime) -> None:
+    with rt.engine.begin() as conn:
+        conn.execute(text(RAMP))
+    assert examined(rt)["flow"].level is Level.OK
+    with rt.engine.connect() as conn:
+        [limit] = reads.summary(conn).limits
+    assert limit.name == "ramp"
 
 
 @pytest.mark.parametrize("name", BreakerName)

@@ -60,7 +60,7 @@ def events(taken: list[str]) -> list[dict[str, Any]]:
 def test_an_error_is_reported_with_its_generation_and_without_secrets(sentry: list[str]) -> None:
     assert reports.start("worker1@host")
     log = logging.getLogger("worker.stages.submit")
-    logs.task_begins("seedance.submit", f"{GENERATION}.submit.7", [GENERATION, 7])
+    logs.task_begins("seedance.submit", f"{GENERATION}.submit.7", [[[GENERATION, 7]]])
     request = {"content": [{"type": "text", "text": PROMPT}]}
     log.info("a line before, with %s", KEY)
     try:

@@ -461,6 +461,9 @@ def test_refusals_and_unreachable_attempts_are_counted_from_the_first(conn):
         rows.attempt(
             conn, generation_id, number, outcome=outcome, code=code, started_at=ago[number - 1]
         )
+    assert submission.refusals(conn, generation_id) == submission.Refusals(2, None)
+    conn.execute(text("UPDATE submit_attempts SET provider_ok = false WHERE number <> 4"))
+    # A lost answer is no refusal, and what could not be sent was not refused.
     assert submission.refusals(conn, generation_id) == submission.Refusals(2, 600.0)
 
 
