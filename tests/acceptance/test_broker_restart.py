@@ -60,5 +60,7 @@ def test_an_outage_is_a_warning_and_no_error(service: Service, own_valkey: Embed
 
     for process in processes:
         process.terminate(60)  # so that no line is half written
-    lines = [json.loads(line) for process in processes for line in process.text().splitlines()]
+    written = [line for process in processes for line in process.text().splitlines()]
+    assert [line for line in written if not line.startswith("{")] == [], "each line is JSON"
+    lines = [json.loads(line) for line in written]
     assert [line for line in lines if line["level"] not in ("info", "warning")] == []
